@@ -1,0 +1,48 @@
+"""The `localds` program: dispatches to the commands and turns errors into one message."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from localds import __version__
+from localds.commands import bench, chat, inspect
+
+app = typer.Typer(
+    name="localds",
+    help="Run DeepSeek-family language models on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("chat")(chat.chat)
+app.command("inspect")(inspect.inspect)
+app.command("bench", cls=bench.ListOptions)(bench.bench)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"localds {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Run DeepSeek-family language models on this machine."""
+
+
+def main() -> None:
+    """Entry point. Exits with 0, 1 (the work failed) or 2 (the command line was wrong)."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

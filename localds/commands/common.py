@@ -1,0 +1,55 @@
+"""What the commands share: options, and errors as one message."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ModelFile = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A GGUF file; of a split one, the first part.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", min=1, max=1024, help="Threads. Default: physical cores."),
+]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", "-c", min=1, help="Context in tokens. Default: at most 8192."),
+]
+CacheType = Annotated[
+    str, typer.Option("--cache-type", help="Type of the latent cache: f16, q8_0 or f32.")
+]
+Ram = Annotated[
+    str | None, typer.Option("--ram", help="Refuse to take more memory than this, e.g. 12GiB.")
+]
+
+
+def fail(message: object) -> NoReturn:
+    """Print one message to stderr and exit with status 1."""
+    typer.echo(f"localds: error: {message}", err=True)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn the errors that a user can mend into one message and exit status 1.
+
+    `ValueError` is the base of the library's own errors (files, templates, budgets, contexts);
+    `OSError` and `MemoryError` come from the machine.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        # Whoever read our output has left: nothing to tell anybody.
+        sys.stderr.close()
+        raise typer.Exit(1) from None
+    except MemoryError:
+        fail("not enough memory; use a smaller context (--context) or a smaller model")
+    except (ValueError, OSError) as error:
+        fail(error)

@@ -1,0 +1,145 @@
+"""`localds inspect`: what a GGUF file holds and what it takes to run it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localds.commands.common import CacheType, Context, ModelFile, Ram, clear_errors, fail
+
+if TYPE_CHECKING:
+    from localds.gguf import GGUFFile
+    from localds.memory.plan import Plan
+    from localds.models.geometry import Geometry
+
+
+def inspect(
+    model: ModelFile,
+    context: Context = None,
+    cache_type: CacheType = "f16",
+    ram: Ram = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every weight and look for non-finite values.")
+    ] = False,
+) -> None:
+    """Show a model's geometry, quantization, and the memory it takes."""
+    from localds.gguf import GGUFFile
+    from localds.memory.plan import available_memory, make_plan, require_budget
+    from localds.model import DEFAULT_CONTEXT
+    from localds.models import read_geometry
+
+    with clear_errors(), GGUFFile.open(model) as gguf:
+        geometry = read_geometry(gguf)
+        plan = make_plan(gguf, geometry, context or DEFAULT_CONTEXT, cache_type)
+        report = _report(gguf, geometry, plan, cache_type, available_memory())
+        typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
+        if ram is not None:
+            require_budget(plan, ram)
+        if check:
+            _check(gguf)
+
+
+def _report(
+    gguf: GGUFFile, geometry: Geometry, plan: Plan, cache_type: str, available: int | None
+) -> dict[str, Any]:
+    types = Counter[str]()
+    counts = Counter[str]()
+    for tensor in gguf.tensors.values():
+        types[tensor.type.name] += tensor.nbytes
+        counts[tensor.type.name] += 1
+    # Compared in 16 bits, whatever type the cache has.
+    expanded = 2 * geometry.layers * geometry.expanded_width
+    return {
+        "file": str(gguf.path),
+        "name": gguf.text("general.name", ""),
+        "architecture": geometry.architecture,
+        "file_bytes": gguf.file_bytes,
+        "parameters": sum(tensor.n_elements for tensor in gguf.tensors.values()),
+        "layers": geometry.layers,
+        "dense_layers": geometry.dense_layers,
+        "hidden": geometry.hidden,
+        "heads": geometry.heads,
+        "vocabulary": geometry.vocabulary,
+        "context_length": geometry.context_length,
+        "experts": geometry.experts,
+        "experts_used": geometry.experts_used,
+        "experts_shared": geometry.experts_shared,
+        "types": {
+            name: {"tensors": counts[name], "bytes": size} for name, size in types.most_common()
+        },
+        "parts": plan.parts,
+        "cache": {
+            "type": cache_type,
+            "width": geometry.cache_width,
+            "bytes_per_token": plan.cache_per_token,
+            "expanded_bytes_per_token": expanded,
+            "times_smaller": round(expanded / plan.cache_per_token, 2),
+        },
+        "memory": {
+            "context": plan.context,
+            "weights_bytes": plan.weights,
+            "cache_bytes": plan.cache,
+            "runtime_bytes": plan.runtime,
+            "total_bytes": plan.total,
+            "available_bytes": available,
+        },
+    }
+
+
+def _text(report: dict[str, Any]) -> str:
+    from localds.units import format_size
+
+    cache, memory = report["cache"], report["memory"]
+    lines = [
+        f"{report['name'] or report['file']}",
+        f"  architecture   {report['architecture']}, {report['parameters'] / 1e9:.3g} B parameters",
+        f"  layers         {report['layers']}, of which {report['dense_layers']} dense; "
+        f"hidden {report['hidden']}, {report['heads']} heads",
+    ]
+    if report["experts"]:
+        lines.append(
+            f"  experts        {report['experts_used']} of {report['experts']} per token, "
+            f"{report['experts_shared']} shared"
+        )
+    lines += [
+        f"  vocabulary     {report['vocabulary']}",
+        f"  context        {report['context_length']} tokens",
+        "",
+        "Weights by type",
+        *(
+            f"  {name:<22}{format_size(t['bytes']):>10}  {t['tensors']} tensors"
+            for name, t in report["types"].items()
+        ),
+        "",
+        "Weights by part",
+        *(f"  {part:<22}{format_size(size):>10}" for part, size in report["parts"].items()),
+        "",
+        f"Cache ({cache['type']})",
+        f"  row                   {cache['width']} elements per token and layer",
+        f"  per token             {format_size(cache['bytes_per_token'])}, "
+        f"{cache['times_smaller']:g} times smaller than expanded keys and values in f16",
+        "",
+        f"Memory with {memory['context']} tokens of context",
+        f"  {'weights':<22}{format_size(memory['weights_bytes']):>10}",
+        f"  {'cache':<22}{format_size(memory['cache_bytes']):>10}",
+        f"  {'runtime':<22}{format_size(memory['runtime_bytes']):>10}",
+        f"  {'total':<22}{format_size(memory['total_bytes']):>10}",
+    ]
+    if memory["available_bytes"] is not None:
+        lines.append(f"  {'available here':<22}{format_size(memory['available_bytes']):>10}")
+    return "\n".join(lines)
+
+
+def _check(gguf: GGUFFile) -> None:
+    """Read all weights; exit with status 1 where some are not finite."""
+    from localds.check import find_nonfinite
+
+    broken = find_nonfinite(gguf)
+    if broken:
+        listed = "\n".join(f"  {name}: {count} scales" for name, count in broken)
+        fail(f"{gguf.path} holds non-finite values; fetch or convert it again:\n{listed}")
+    typer.echo("All weights are finite.", err=True)

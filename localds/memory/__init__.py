@@ -1,0 +1,1 @@
+"""Where things live: budgets, the latent cache, and the experts."""

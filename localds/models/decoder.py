@@ -1,0 +1,54 @@
+"""The layer loop shared by every architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from localds.memory.latents import LatentCache
+    from localds.models.geometry import Geometry
+    from localds.ops import Attention, Embedding, FeedForward, Head
+
+X = TypeVar("X")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer(Generic[X]):
+    """One block: attention, then feed-forward, each adding to the residual stream."""
+
+    attention: Attention[X]
+    feed_forward: FeedForward[X]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder(Generic[X]):
+    """A model prepared on one device."""
+
+    geometry: Geometry
+    embedding: Embedding[X]
+    layers: Sequence[Layer[X]]
+    head: Head[X]
+
+    def forward(
+        self, ids: NDArray[np.int32], cache: LatentCache, *, last_only: bool = True
+    ) -> NDArray[np.float32]:
+        """Run tokens `ids` int32 [n] after the `cache.length` tokens already in the cache.
+
+        Returns logits float32 [n, n_vocab], or [1, n_vocab] with `last_only`. The cache grows by n
+        only when all layers are done, so that an interrupted call leaves it as it was.
+        """
+        past = cache.length
+        cache.reserve(len(ids))
+        x = self.embedding(ids)
+        for layer, rows in zip(self.layers, cache.layers, strict=True):
+            x = layer.attention(x, rows, past)
+            x = layer.feed_forward(x)
+        logits = self.head(x, last_only=last_only)
+        cache.extend(len(ids))
+        return logits

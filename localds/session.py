@@ -1,0 +1,214 @@
+"""A conversation with a model: prompt to tokens, tokens through the cache, text out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from localds.memory.latents import ContextError, LatentCache
+from localds.prompt import common_prefix, encode_prompt
+from localds.sampling import Sampler, SamplingParams, StopMatcher
+from localds.thinking import ThinkingSplitter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from localds.model import Model
+
+    Message = Mapping[str, object]
+
+DEFAULT_CHUNK = 512
+DEFAULT_CONTEXT = 8192
+
+Kind = Literal["answer", "thinking"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of the reply, as soon as it is certain. `str(piece)` is its text."""
+
+    text: str
+    kind: Kind = "answer"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(slots=True)
+class Stats:
+    """Figures of one `generate` call. Times in seconds.
+
+    `finish_reason` is "stop" (the model ended, or a stop string), "length" (max_tokens),
+    "context" (the context is full), or "" while running or interrupted.
+    """
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    prefill_seconds: float = 0.0
+    generated_tokens: int = 0
+    decode_seconds: float = 0.0
+    finish_reason: str = ""
+
+
+class Session:
+    """Tokens and their cache. Not for use from several threads at once."""
+
+    def __init__(
+        self,
+        model: Model,
+        context: int | None = None,
+        *,
+        cache_type: str = "f16",
+        chunk: int = DEFAULT_CHUNK,
+    ) -> None:
+        longest = model.geometry.context_length
+        if context is None:
+            context = min(longest, DEFAULT_CONTEXT)
+        if context > longest:
+            raise ContextError(
+                f"context of {context} tokens: the model was made for at most {longest}"
+            )
+        if chunk < 1:
+            raise ValueError(f"chunk is {chunk}; it must be at least 1")
+        self._model = model
+        self._chunk = chunk
+        self._cache = LatentCache(
+            model.geometry.layers, model.geometry.cache_width, context, cache_type
+        )
+        self._tokens: list[int] = []
+        self.stats = Stats()
+
+    @property
+    def context(self) -> int:
+        """Tokens that fit."""
+        return self._cache.capacity
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens whose rows are in the cache."""
+        return tuple(self._tokens)
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        self._cache.truncate(length)
+        del self._tokens[length:]
+
+    def evaluate(
+        self,
+        ids: Sequence[int],
+        *,
+        all_logits: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Append `ids` to the cache, chunk by chunk.
+
+        Returns the last token's logits float32 [1, n_vocab], or those of all of them with
+        `all_logits`. `on_progress(done, total)` is called after each chunk. Raises `ContextError`,
+        before computing anything, where they do not fit.
+        """
+        if not len(ids):
+            raise ValueError("evaluate of no tokens: give at least one id")
+        self._cache.reserve(len(ids))
+        results = []
+        for start in range(0, len(ids), self._chunk):
+            part = ids[start : start + self._chunk]
+            logits = self._model.decoder.forward(
+                np.asarray(part, np.int32), self._cache, last_only=not all_logits
+            )
+            self._tokens.extend(part)
+            results.append(logits)
+            if on_progress:
+                on_progress(start + len(part), len(ids))
+        return np.concatenate(results) if all_logits else results[-1]
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        on_progress: Callable[[int, int], None] | None = None,
+        template_options: Mapping[str, object] | None = None,
+        **sampling: object,
+    ) -> Iterator[Piece]:
+        """Yield the reply to `prompt` in pieces.
+
+        A string is continued as it stands; messages ({"role": ..., "content": ...}) go through the
+        model's chat template, with `template_options` as extra variables. What the cache already
+        holds of the prompt is not computed again. `sampling` are the fields of `SamplingParams`.
+        The figures are in `stats` afterwards. Raises `ContextError` for a prompt that does not
+        fit, `TemplateError`, and `ValueError` for sampling parameters.
+        """
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1")
+        sampler = Sampler(SamplingParams(**sampling))  # type: ignore[arg-type]
+        encoded = encode_prompt(self._model, prompt, template_options or {})
+        self.stats = Stats()
+        logits = self._prefill(encoded.ids, on_progress)
+        thinking = ThinkingSplitter(starts_inside=encoded.opens_thinking)
+        text = self._decode(logits, sampler, StopMatcher(stop), max_tokens)
+        for chunk in text:
+            yield from (Piece(part, kind) for kind, part in thinking.push(chunk))
+        yield from (Piece(part, kind) for kind, part in thinking.flush())
+
+    def _prefill(
+        self, ids: Sequence[int], on_progress: Callable[[int, int], None] | None
+    ) -> NDArray[np.float32]:
+        """Bring the cache to `ids`, keeping what is common; returns the last logits [n_vocab]."""
+        if not len(ids):
+            raise ValueError("the prompt is empty: give at least one token")
+        if len(ids) > self.context:
+            raise ContextError(
+                f"the prompt has {len(ids)} tokens, but the context holds {self.context}; "
+                "choose a larger context or shorten the prompt"
+            )
+        # The last token is always computed: its logits are not in the cache.
+        reused = min(common_prefix(self._tokens, ids), len(ids) - 1)
+        self.truncate(reused)
+        started = time.perf_counter()
+        logits = self.evaluate(ids[reused:], on_progress=on_progress)
+        self.stats.prompt_tokens = len(ids)
+        self.stats.reused_tokens = reused
+        self.stats.prefill_seconds = time.perf_counter() - started
+        return logits[0]
+
+    def _decode(
+        self,
+        logits: NDArray[np.float32],
+        sampler: Sampler,
+        stops: StopMatcher,
+        max_tokens: int | None,
+    ) -> Iterator[str]:
+        """Yield text until the model ends, a stop string comes, or there is no more room."""
+        tokenizer = self._model.tokenizer
+        stream = tokenizer.stream()
+        stats = self.stats
+        while True:
+            started = time.perf_counter()
+            token = sampler.sample(logits, self._tokens)
+            if token in tokenizer.eos_ids:
+                stats.finish_reason = "stop"
+                break
+            stats.generated_tokens += 1
+            text = stops.push(stream.push(token))
+            if text:
+                stats.decode_seconds += time.perf_counter() - started
+                yield text
+                started = time.perf_counter()
+            if stops.stopped:
+                stats.finish_reason = "stop"
+                return
+            if stats.generated_tokens == max_tokens:
+                stats.finish_reason = "length"
+                break
+            if self._cache.length == self.context:
+                stats.finish_reason = "context"
+                break
+            logits = self.evaluate([token])[0]
+            stats.decode_seconds += time.perf_counter() - started
+        yield stops.push(stream.flush()) + stops.flush()

@@ -1,0 +1,1 @@
+"""Conversations in a terminal. Talks to `localds.session` only; knows no tensor."""

@@ -15,7 +15,7 @@
 namespace localds {
 
 // Activations are quantized to int8 in groups of 32 with one float scale per group. Weights whose
-// value is s * u + m (u unsigned) also need the group sums; they are kept per 16, as sum(q) * scale.
+// value is s * u + m (u unsigned) also need sums; they are kept per 16 elements, as sum(q) * scale.
 inline constexpr int64_t kGroup = 32;
 inline constexpr int64_t kHalfGroup = 16;
 
@@ -23,12 +23,13 @@ inline constexpr int64_t kHalfGroup = 16;
 struct Activations {
   int64_t rows = 0;
   int64_t cols = 0;
-  const float* f32 = nullptr;   // [rows, f32_stride], first `cols` used
+  const float* f32 = nullptr;  // [rows, f32_stride], first `cols` used
   int64_t f32_stride = 0;
-  const int8_t* q = nullptr;    // [rows, cols rounded up to 256], zero padded; null if not made
-  const float* scale = nullptr; // [rows, padded / 32]
-  const float* sum = nullptr;   // [rows, padded / 16]: scale * sum of 16 q
-  int64_t q_stride = 0;         // padded cols
+  const int8_t* q = nullptr;     // [rows, cols rounded up to 256], zero padded; null if not made
+  const float* scale = nullptr;  // [rows, padded / 32]
+  // [rows, padded / 16]: scale * sum of 16 q; per 256, the first halves of the groups come first.
+  const float* sum = nullptr;
+  int64_t q_stride = 0;  // padded cols
 };
 
 // Owns the int8 form. `reserve` once, then `quantize` row ranges from any threads.

@@ -1,0 +1,3 @@
+#include "bindings.h"
+
+NB_MODULE(_native, m) { localds::bind_kernels(m); }

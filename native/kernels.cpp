@@ -1,0 +1,163 @@
+#include "kernels.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "formats.h"
+#include "isa/tables.h"
+
+namespace localds {
+namespace {
+
+// Up to this many tokens reading a row again from the cache costs less than repacking it.
+constexpr int64_t kGemvTokens = 6;
+
+// Best first; only what this processor has.
+std::vector<const Kernels*> usable_tables() {
+  std::vector<const Kernels*> tables;
+#if defined(LOCALDS_X86)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  if (avx512) tables.push_back(&avx512_kernels());
+  if (avx2) tables.push_back(&avx2_kernels());
+#endif
+  tables.push_back(&portable_kernels());
+  return tables;
+}
+
+const Kernels* find_table(const std::string& name) {
+  std::string names;
+  for (const Kernels* table : usable_tables()) {
+    if (table->isa == name) return table;
+    names += names.empty() ? "" : ", ";
+    names += table->isa;
+  }
+  throw std::runtime_error("instruction set '" + name + "' is not available; this processor has " +
+                           names);
+}
+
+const Kernels* initial_table() {
+  const char* forced = std::getenv("LOCALDS_ISA");
+  return forced && *forced ? find_table(forced) : usable_tables().front();
+}
+
+std::atomic<const Kernels*>& chosen_table() {
+  static std::atomic<const Kernels*> table = initial_table();
+  return table;
+}
+
+int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+void quantize_row_q8_0(const float* x, uint8_t* row, int64_t cols) {
+  for (int64_t i = 0; i < cols; i += 32, row += sizeof(BlockQ8_0)) {
+    float amax = 0;
+    for (int j = 0; j < 32; ++j) amax = std::max(amax, std::fabs(x[i + j]));
+    const float d = amax / 127;
+    const float inverse = d != 0 ? 1 / d : 0;
+    const uint16_t half = float_to_half(d);
+    std::memcpy(row, &half, 2);
+    for (int j = 0; j < 32; ++j) {
+      const float q = std::fmin(std::fmax(std::round(x[i + j] * inverse), -127.0f), 127.0f);
+      row[2 + j] = static_cast<uint8_t>(static_cast<int8_t>(q));
+    }
+  }
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen_table().load(std::memory_order_relaxed); }
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Kernels* table : usable_tables()) names.emplace_back(table->isa);
+  return names;
+}
+
+void select_isa(const std::string& name) { chosen_table().store(find_table(name)); }
+
+void* thread_scratch(size_t bytes) {
+  struct Buffer {
+    void* data = nullptr;
+    size_t size = 0;
+    ~Buffer() { std::free(data); }
+  };
+  static thread_local Buffer buffer;
+  if (bytes > buffer.size) {
+    const size_t size = (bytes + 4095) / 4096 * 4096;
+    void* data = std::aligned_alloc(64, size);
+    if (!data) throw std::bad_alloc();
+    std::free(buffer.data);
+    buffer.data = data;
+    buffer.size = size;
+  }
+  return buffer.data;
+}
+
+void ActivationBuffer::reserve(const float* x, int64_t rows, int64_t cols, int64_t stride) {
+  const int64_t padded = round_up(cols, kSpan);
+  const auto elements = static_cast<size_t>(rows * padded);
+  if (q_.size() < elements) {
+    q_.resize(elements);
+    scale_.resize(elements / kGroup);
+    sum_.resize(elements / kHalfGroup);
+  }
+  view_ = {rows, cols, x, stride, q_.data(), scale_.data(), sum_.data(), padded};
+}
+
+void ActivationBuffer::quantize(int64_t row0, int64_t row1) {
+  const int64_t padded = view_.q_stride;
+  for (int64_t r = row0; r < row1; ++r) {
+    kernels().quantize_activations(view_.f32 + r * view_.f32_stride, view_.cols, padded,
+                                   q_.data() + r * padded, scale_.data() + r * padded / kGroup,
+                                   sum_.data() + r * padded / kHalfGroup);
+  }
+}
+
+void matmul_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
+                 const int32_t* tokens, int64_t n, float* out, int64_t out_stride) {
+  const Kernels& table = kernels();
+  const auto multiply = n <= kGemvTokens ? table.gemv_rows : table.gemm_rows;
+  multiply(w, batch, row0, row1, x, tokens, n, out, out_stride);
+}
+
+int64_t rows_per_task(const Matrix& w, int64_t n_tokens, int n_threads) {
+  // What one core does in a nanosecond, roughly: reads 16 bytes, multiplies 100 pairs.
+  const double row_ns =
+      std::max(static_cast<double>(w.row_bytes) / 16, static_cast<double>(n_tokens * w.cols) / 100);
+  const int64_t whole_tiles = round_up(static_cast<int64_t>(40e3 / row_ns) + 1, kRowTile);
+  // Not so large that threads are left without a share.
+  const int64_t fair_share = round_up((w.rows + 2 * n_threads - 1) / (2 * n_threads), kRowTile);
+  return std::min(whole_tiles, fair_share);
+}
+
+void dequantize_row(Type type, const uint8_t* row, float* out, int64_t cols) {
+  kernels().dequantize_row(type, row, out, cols);
+}
+
+void quantize_row(Type type, const float* x, uint8_t* row, int64_t cols) {
+  switch (type) {
+    case Type::F32:
+      std::memcpy(row, x, static_cast<size_t>(cols) * sizeof(float));
+      return;
+    case Type::F16:
+      for (int64_t i = 0; i < cols; ++i) {
+        const uint16_t half = float_to_half(x[i]);
+        std::memcpy(row + 2 * i, &half, 2);
+      }
+      return;
+    case Type::Q8_0:
+      return quantize_row_q8_0(x, row, cols);
+    default:
+      throw std::invalid_argument(std::string("cannot quantize a row to ") + type_info(type).name +
+                                  "; use F32, F16 or Q8_0");
+  }
+}
+
+}  // namespace localds

@@ -1,0 +1,81 @@
+"""GGUF output, through the `gguf` package."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import gguf
+import numpy as np
+
+from convert.checkpoint import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from convert.checkpoint import Checkpoint
+    from convert.metadata import Value
+    from convert.tensors import Target
+    from convert.vocabulary import Vocabulary
+
+
+def write_gguf(
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, Value],
+    vocabulary: Vocabulary,
+    checkpoint: Checkpoint,
+    targets: list[Target],
+) -> None:
+    """Write a GGUF file with all tensors in float32, holding one source tensor at a time."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        _add(writer, key, value)
+    _add_vocabulary(writer, vocabulary)
+    for target in targets:
+        size = 4 * math.prod(target.shape)
+        writer.add_tensor_info(target.name, target.shape, np.dtype(np.float32), size)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    _write_data(writer, checkpoint, targets)
+    writer.close()
+
+
+def _write_data(writer: gguf.GGUFWriter, checkpoint: Checkpoint, targets: list[Target]) -> None:
+    stream = cast("list[BinaryIO]", writer.fout)[0]
+    writer.write_padding(stream, stream.tell())
+    for target in targets:
+        written = 0
+        for part in target.parts(checkpoint):
+            stream.write(part.data)
+            written += part.nbytes
+        if written != 4 * math.prod(target.shape):
+            raise CheckpointError(
+                f"write {target.name}: {written} bytes do not make the shape {target.shape}"
+            )
+        writer.write_padding(stream, written)
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_string(key, value)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    writer.add_bos_token_id(vocabulary.bos_id)
+    writer.add_eos_token_id(vocabulary.eos_id)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)

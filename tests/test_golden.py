@@ -1,0 +1,120 @@
+"""Logits of every architecture variant against those of transformers, kept in tests/golden/."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from checkpoints import (
+    GOLDEN,
+    VARIANTS,
+    golden_config,
+    golden_shapes,
+    make_weights,
+    write_checkpoint,
+)
+from derive_gguf import extra_layer, fused_gate_up, legacy_kv_b
+
+import localds
+from convert import convert_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Logits = NDArray[np.float32]
+
+TOLERANCE = 1e-4
+
+# Other forms of the same model, which must give the same logits.
+DERIVED = {
+    "v2-lite, legacy kv_b": ("v2-lite", legacy_kv_b),
+    "v3, legacy kv_b": ("v3", legacy_kv_b),
+    "v2-lite, fused gate_up": ("v2-lite", fused_gate_up),
+    "v3, fused gate_up": ("v3", fused_gate_up),
+    "v3, extra layer": ("v3", extra_layer),
+    "glm-4.7-flash, extra layer": ("glm-4.7-flash", extra_layer),
+}
+
+
+@cache
+def golden(name: str) -> tuple[list[int], Logits]:
+    with np.load(GOLDEN / name / "logits.npz") as stored:
+        return stored["ids"].tolist(), stored["logits"]
+
+
+def convert_variant(name: str, folder: Path) -> Path:
+    """Write the variant's checkpoint and convert it."""
+    variant = VARIANTS[name]
+    weights = make_weights(golden_shapes(name), variant.seed)
+    write_checkpoint(folder / name, golden_config(name), weights, variant.shards, variant.dtype)
+    path = folder / f"{name}.gguf"
+    convert_checkpoint(folder / name, path, pre=variant.pre)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """GGUF files by name, each made once."""
+    folder = tmp_path_factory.mktemp("golden")
+
+    @cache
+    def make(name: str) -> Path:
+        if name in VARIANTS:
+            return convert_variant(name, folder)
+        variant, derive = DERIVED[name]
+        return derive(variant, make(variant), folder / f"{name}.gguf")
+
+    return make
+
+
+def assert_close(logits: Logits, expected: Logits) -> None:
+    assert logits.shape == expected.shape
+    assert logits.dtype == np.float32
+    difference = np.abs(logits - expected)
+    assert difference.max() < TOLERANCE * np.abs(expected).max()
+    assert difference.mean() < TOLERANCE * np.abs(expected).mean()
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, *DERIVED])
+def test_one_piece(files: Callable[[str], Path], name: str) -> None:
+    ids, expected = golden(DERIVED[name][0] if name in DERIVED else name)
+    model = localds.load(files(name))
+    assert_close(model.logits(ids), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 32])
+@pytest.mark.parametrize("name", [*VARIANTS, *DERIVED])
+def test_in_chunks(files: Callable[[str], Path], name: str, chunk: int) -> None:
+    """Prefill in chunks (of one token: as in decoding) from an exact cache."""
+    ids, expected = golden(DERIVED[name][0] if name in DERIVED else name)
+    session = localds.load(files(name)).session(context=96, chunk=chunk, cache_type="f32")
+    assert_close(session.evaluate(ids, all_logits=True), expected)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_truncated_session_continues(files: Callable[[str], Path], name: str) -> None:
+    """Going back to a prefix and decoding on gives the same logits as without the detour."""
+    ids, expected = golden(name)
+    session = localds.load(files(name)).session(context=96, cache_type="f32")
+    session.evaluate(ids[:40])
+    session.evaluate(ids[60:70])
+    session.truncate(33)
+    rest = [session.evaluate([token])[0] for token in ids[33:]]
+    assert_close(np.stack(rest), expected[33:])
+
+
+@pytest.mark.parametrize(("cache_type", "tolerance"), [("f16", 0.01), ("q8_0", 0.1)])
+@pytest.mark.parametrize("name", ["v2-lite", "v3", "mixtral"])
+def test_smaller_caches(
+    files: Callable[[str], Path], name: str, cache_type: str, tolerance: float
+) -> None:
+    """Rounded rows move the logits by about their rounding (2^-11, 2^-8), through a few layers."""
+    ids, expected = golden(name)
+    session = localds.load(files(name)).session(context=96, cache_type=cache_type)
+    logits = session.evaluate(ids, all_logits=True)
+    assert np.sqrt(np.mean((logits - expected) ** 2)) < tolerance * expected.std()

@@ -1,3 +1,6 @@
 #include "bindings.h"
 
-NB_MODULE(_native, m) { localds::bind_kernels(m); }
+NB_MODULE(_native, m) {
+  localds::bind_kernels(m);
+  localds::bind_ops(m);
+}

@@ -21,6 +21,7 @@ struct BoundMatrix {
 };
 
 void bind_kernels(nb::module_& m);
+void bind_ops(nb::module_& m);
 
 // A numpy array that owns `data`, allocated with new[].
 template <class T, size_t N>

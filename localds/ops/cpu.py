@@ -1,0 +1,406 @@
+"""The CPU device: every operation is one call into the native library, without the GIL.
+
+Hidden states are float32 arrays [n_tokens, hidden] and are updated in place. Weights are used as
+they lie in the file; only the keys of legacy `kv_b` tensors are rewritten, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localds import _native
+from localds.gguf import GGMLType
+
+if TYPE_CHECKING:
+    from localds.gguf import Tensor
+    from localds.memory.latents import LayerCache
+    from localds.ops import (
+        FfnWeights,
+        GqaShape,
+        GqaWeights,
+        MlaShape,
+        MlaWeights,
+        MoeWeights,
+        Router,
+    )
+
+Floats = NDArray[np.float32]
+
+COMPUTED = (
+    GGMLType.F32,
+    GGMLType.F16,
+    GGMLType.BF16,
+    GGMLType.Q4_0,
+    GGMLType.Q4_1,
+    GGMLType.Q5_0,
+    GGMLType.Q5_1,
+    GGMLType.Q8_0,
+    GGMLType.Q2_K,
+    GGMLType.Q3_K,
+    GGMLType.Q4_K,
+    GGMLType.Q5_K,
+    GGMLType.Q6_K,
+    GGMLType.IQ4_NL,
+    GGMLType.IQ4_XS,
+    GGMLType.MXFP4,
+)
+
+
+class _NativeAttention(Protocol):
+    def forward(
+        self, x: Floats, cache: NDArray[np.uint8], cache_type: int, cache_width: int, past: int
+    ) -> None: ...
+
+
+class _NativeFeedForward(Protocol):
+    def forward(self, x: Floats) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CpuEmbedding:
+    """Looks up rows of the embedding table; raises `ValueError` for ids outside it."""
+
+    table: _native.Matrix
+
+    def __call__(self, ids: NDArray[np.int32]) -> Floats:
+        """Return the rows of `ids` int32 [n_tokens]."""
+        x = np.empty((len(ids), self.table.cols), np.float32)
+        _native.embed(self.table, np.ascontiguousarray(ids, np.int32), x)
+        return x
+
+
+@dataclass(frozen=True, slots=True)
+class CpuAttention:
+    """An attention layer; raises `ValueError` for a cache of another width or without room."""
+
+    layer: _NativeAttention
+
+    def __call__(self, x: Floats, cache: LayerCache, past: int) -> Floats:
+        """Return x, updated, after writing rows `past` and on of the cache."""
+        self.layer.forward(x, cache.data, cache.type, cache.width, past)
+        return x
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFeedForward:
+    """A dense feed-forward or mixture-of-experts layer."""
+
+    layer: _NativeFeedForward
+
+    def __call__(self, x: Floats) -> Floats:
+        """Return x, updated."""
+        self.layer.forward(x)
+        return x
+
+
+@dataclass(frozen=True, slots=True)
+class CpuMoe(CpuFeedForward):
+    """A mixture-of-experts layer whose choices can be looked at."""
+
+    layer: _native.MoeLayer
+    top_k: int
+
+    def route(self, x: Floats) -> tuple[NDArray[np.int32], Floats]:
+        """Experts int32 and their weights float32 that x would go to, both [n_tokens, top_k]."""
+        ids = np.empty((len(x), self.top_k), np.int32)
+        weights = np.empty((len(x), self.top_k), np.float32)
+        self.layer.route(x, ids, weights)
+        return ids, weights
+
+
+@dataclass(frozen=True, slots=True)
+class CpuHead:
+    """The final norm and the output matrix."""
+
+    layer: _native.HeadLayer
+    vocabulary: int
+
+    def __call__(self, x: Floats, *, last_only: bool) -> Floats:
+        """Return logits of every row, or of the last alone."""
+        rows = x[-1:] if last_only else x
+        logits = np.empty((len(rows), self.vocabulary), np.float32)
+        self.layer.forward(rows, logits)
+        return logits
+
+
+class CpuOps:
+    """`Ops` over the native library."""
+
+    def embedding(self, table: Tensor) -> CpuEmbedding:
+        """Prepare a lookup in `table` {hidden, n_vocab}."""
+        return CpuEmbedding(_matrix(table, (table.shape[0], table.shape[-1])))
+
+    def mla(self, weights: MlaWeights, shape: MlaShape) -> CpuAttention:
+        """Prepare a multi-head latent attention layer."""
+        w = weights
+        hidden = _width(w.norm)
+        queries = shape.heads * (shape.nope + shape.rope_width)
+        if w.q_a is not None:
+            q_norm_tensor = _present(w.q_a_norm, "q_a_norm", "q_a")
+            rank = _width(q_norm_tensor)
+            q_a = _matrix(w.q_a, (hidden, rank))
+            q_norm = _vector(q_norm_tensor, rank)
+            q = _matrix(_present(w.q_b, "q_b", "q_a"), (rank, queries))
+        else:
+            q_a, q_norm = None, None
+            q = _matrix(_present(w.q, "q", "MLA without q_a"), (hidden, queries))
+        k_b, v_b = _latent_heads(w, shape)
+        return CpuAttention(
+            _native.MlaLayer(
+                norm=_vector(w.norm, hidden),
+                q_a=q_a,
+                q_norm=q_norm,
+                q=q,
+                kv_a=_matrix(w.kv_a, (hidden, shape.kv_rank + shape.rope_width)),
+                kv_norm=_vector(w.kv_a_norm, shape.kv_rank),
+                k_b=k_b,
+                v_b=v_b,
+                output=_matrix(w.output, (shape.heads * shape.value, hidden)),
+                inverse_frequencies=_frequencies(shape.rope.inverse_frequencies, shape.rope_width),
+                amplitude=shape.rope.amplitude,
+                softmax_scale=shape.softmax_scale,
+                eps=shape.eps,
+            )
+        )
+
+    def gqa(self, weights: GqaWeights, shape: GqaShape) -> CpuAttention:
+        """Prepare a grouped-query attention layer."""
+        hidden = _width(weights.norm)
+        keys = (hidden, shape.kv_heads * shape.head)
+        return CpuAttention(
+            _native.GqaLayer(
+                norm=_vector(weights.norm, hidden),
+                q=_matrix(weights.q, (hidden, shape.heads * shape.head)),
+                k=_matrix(weights.k, keys),
+                v=_matrix(weights.v, keys),
+                output=_matrix(weights.output, (shape.heads * shape.head, hidden)),
+                heads=shape.heads,
+                kv_heads=shape.kv_heads,
+                inverse_frequencies=_frequencies(
+                    shape.rope.inverse_frequencies, 2 * len(shape.rope.inverse_frequencies)
+                ),
+                amplitude=shape.rope.amplitude,
+                softmax_scale=shape.softmax_scale,
+                eps=shape.eps,
+            )
+        )
+
+    def ffn(self, weights: FfnWeights, eps: float) -> CpuFeedForward:
+        """Prepare a dense feed-forward layer."""
+        hidden = _width(weights.norm)
+        gate, up, down = _gated(weights.gate, weights.up, weights.down, hidden)
+        return CpuFeedForward(
+            _native.FfnLayer(
+                norm=_vector(weights.norm, hidden), gate=gate, up=up, down=down, eps=eps
+            )
+        )
+
+    def moe(self, weights: MoeWeights, router: Router, eps: float) -> CpuMoe:
+        """Prepare a mixture-of-experts layer."""
+        w = weights
+        hidden = _width(w.norm)
+        gate, up, down = _experts(w, hidden, router.n_experts)
+        shared = (None, None, None)
+        if w.shared_gate is not None:
+            shared = _gated(
+                w.shared_gate,
+                _present(w.shared_up, "shared_up", "shared_gate"),
+                _present(w.shared_down, "shared_down", "shared_gate"),
+                hidden,
+            )
+        bias = None if w.router_bias is None else _vector(w.router_bias, router.n_experts)
+        grouped = router.groups > 1
+        native_router = _native.Router(
+            top_k=router.top_k,
+            gating=router.gating,
+            normalize=router.normalize,
+            scale=router.scale,
+            groups=router.groups if grouped else 1,
+            groups_used=router.groups_used if grouped else 1,
+            group_score=router.group_score,
+            bias=bias,
+        )
+        layer = _native.MoeLayer(
+            norm=_vector(w.norm, hidden),
+            router_weight=_float_matrix(w.router, (hidden, router.n_experts)),
+            router=native_router,
+            gate=gate,
+            up=up,
+            down=down,
+            shared_gate=shared[0],
+            shared_up=shared[1],
+            shared_down=shared[2],
+            eps=eps,
+        )
+        return CpuMoe(layer, router.top_k)
+
+    def head(self, norm: Tensor, output: Tensor, eps: float) -> CpuHead:
+        """Prepare the final norm and `output` {hidden, n_vocab}."""
+        hidden = _width(norm)
+        vocabulary = output.shape[-1]
+        matrix = _matrix(output, (hidden, vocabulary))
+        return CpuHead(_native.HeadLayer(_vector(norm, hidden), matrix, eps), vocabulary)
+
+
+def _latent_heads(w: MlaWeights, shape: MlaShape) -> tuple[_native.Matrix, _native.Matrix]:
+    """Each head's k_b [kv_rank, nope] and v_b [value, kv_rank]."""
+    if w.kv_b is None:
+        k_b = _present(w.k_b, "k_b", "MLA without kv_b")
+        v_b = _present(w.v_b, "v_b", "MLA without kv_b")
+        return (
+            _matrix(k_b, (shape.nope, shape.kv_rank, shape.heads)),
+            _matrix(v_b, (shape.kv_rank, shape.value, shape.heads)),
+        )
+    rows = shape.nope + shape.value
+    _check(w.kv_b, (shape.kv_rank, shape.heads * rows))
+    head_bytes = w.kv_b.nbytes // shape.heads
+    value_offset = head_bytes // rows * shape.nope
+    keys = _native.dequantize(_view(w.kv_b, shape.nope, shape.heads, 0, head_bytes))
+    # The absorbed form multiplies by the transpose, which no block type can be read as.
+    exact = w.kv_b.type == GGMLType.F32
+    transposed = np.ascontiguousarray(keys.transpose(0, 2, 1), np.float32 if exact else np.float16)
+    k_b = _native.Matrix(
+        GGMLType.F32 if exact else GGMLType.F16,
+        shape.kv_rank,
+        shape.nope,
+        shape.heads,
+        transposed.view(np.uint8).reshape(-1),
+    )
+    return k_b, _view(w.kv_b, shape.value, shape.heads, value_offset, head_bytes)
+
+
+def _gated(
+    gate: Tensor, up: Tensor, down: Tensor, hidden: int
+) -> tuple[_native.Matrix, _native.Matrix, _native.Matrix]:
+    width = _dimension(gate, 1)
+    return (
+        _matrix(gate, (hidden, width)),
+        _matrix(up, (hidden, width)),
+        _matrix(down, (width, hidden)),
+    )
+
+
+def _experts(
+    w: MoeWeights, hidden: int, experts: int
+) -> tuple[_native.Matrix, _native.Matrix, _native.Matrix]:
+    """The stacked gate, up and down matrices; a fused gate_up is seen as two views."""
+    width = _dimension(w.down, 0)
+    down = _matrix(w.down, (width, hidden, experts))
+    if w.gate_up is None:
+        gate = _present(w.gate, "gate", "MoE without gate_up")
+        up = _present(w.up, "up", "MoE without gate_up")
+        return (
+            _matrix(gate, (hidden, width, experts)),
+            _matrix(up, (hidden, width, experts)),
+            down,
+        )
+    _check(w.gate_up, (hidden, 2 * width, experts))
+    stride = w.gate_up.nbytes // experts
+    return (
+        _view(w.gate_up, width, experts, 0, stride),
+        _view(w.gate_up, width, experts, stride // 2, stride),
+        down,
+    )
+
+
+def _matrix(tensor: Tensor, expected: tuple[int, ...]) -> _native.Matrix:
+    """The tensor as `expected[2]` matrices of {expected[0], expected[1]}."""
+    _check(tensor, expected)
+    cols, rows, batch = (*expected, 1)[:3]
+    return _native.Matrix(tensor.type, rows, cols, batch, tensor.data)
+
+
+def _float_matrix(tensor: Tensor, expected: tuple[int, int]) -> _native.Matrix:
+    """Like `_matrix`, for a tensor that must hold plain floats."""
+    if tensor.type not in (GGMLType.F32, GGMLType.F16, GGMLType.BF16):
+        raise ValueError(
+            f"tensor {tensor.name!r} has type {tensor.type.name}, expected F32; "
+            "requantize the model without quantizing this tensor"
+        )
+    return _matrix(tensor, expected)
+
+
+def _view(tensor: Tensor, rows: int, batch: int, offset: int, stride: int) -> _native.Matrix:
+    """`batch` matrices of `rows` rows, `stride` bytes apart, the first at byte `offset`."""
+    end = offset + (batch - 1) * stride + rows * _row_bytes(tensor)
+    data = tensor.data[offset:end]
+    return _native.Matrix(tensor.type, rows, tensor.shape[0], batch, data, batch_bytes=stride)
+
+
+def _row_bytes(tensor: Tensor) -> int:
+    return tensor.shape[0] // tensor.type.block_elements * tensor.type.block_bytes
+
+
+def _vector(tensor: Tensor, length: int) -> Floats:
+    """A copy of a vector of plain floats."""
+    _check_shape(tensor, (length,))
+    match tensor.type:
+        case GGMLType.F32:
+            values = tensor.data.view(np.float32).copy()
+        case GGMLType.F16:
+            values = tensor.data.view(np.float16).astype(np.float32)
+        case GGMLType.BF16:
+            values = (tensor.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        case _:
+            raise ValueError(
+                f"tensor {tensor.name!r} has type {tensor.type.name}, expected a vector of F32, "
+                "F16 or BF16"
+            )
+    return values
+
+
+def _check(tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tensor.type not in COMPUTED:
+        raise ValueError(
+            f"tensor {tensor.name!r} has type {tensor.type.name}, which localds cannot compute; "
+            f"requantize the model to one of {', '.join(kind.name for kind in COMPUTED)}"
+        )
+    _check_shape(tensor, expected)
+
+
+def _check_shape(tensor: Tensor, expected: tuple[int, ...]) -> None:
+    # Writers may drop a last dimension of 1: a single expert, a single head.
+    if _squeezed(tensor.shape) != _squeezed(expected):
+        raise ValueError(
+            f"tensor {tensor.name!r} has shape {_text(tensor.shape)}, expected {_text(expected)}"
+        )
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _frequencies(values: Floats, width: int) -> Floats:
+    if 2 * len(values) != width:
+        raise ValueError(f"rope: {len(values)} frequencies do not rotate {width} values")
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _width(tensor: Tensor) -> int:
+    """The length of a vector."""
+    return _dimension(tensor, 0)
+
+
+def _dimension(tensor: Tensor, axis: int) -> int:
+    if axis >= len(tensor.shape):
+        raise ValueError(
+            f"tensor {tensor.name!r} has shape {_text(tensor.shape)}, "
+            f"expected at least {axis + 1} dimensions"
+        )
+    return tensor.shape[axis]
+
+
+def _present(tensor: Tensor | None, name: str, needed_by: str) -> Tensor:
+    if tensor is None:
+        raise ValueError(f"weights: {needed_by} needs {name}")
+    return tensor
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "{" + ", ".join(map(str, shape)) + "}"

@@ -1,0 +1,215 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "kernels.h"
+#include "phases.h"
+#include "thread_pool.h"
+
+namespace localds {
+namespace {
+
+constexpr int64_t kQueryTile = 64;    // query rows of a task
+constexpr int64_t kContextTile = 64;  // cached rows converted to float at a time
+// Few query rows do not make enough tasks: then the context is cut too. A constant, so that
+// results do not depend on the machine.
+constexpr int64_t kWantedTasks = 32;
+
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A thread's memory.
+struct TileScratch {
+  float* keys;
+  float* values;
+  float* scores;   // [kQueryTile, kContextTile]
+  float* context;  // [kQueryTile, value_width], weighted by exp(score - maximum)
+  float* maximum;  // [kQueryTile]
+  float* sum;      // [kQueryTile]
+};
+
+TileScratch take_tile_scratch(const AttentionShape& shape, Scratch& scratch) {
+  const int64_t values = shape.values_in_keys ? 0 : kContextTile * shape.value_width;
+  return {scratch.take<float>(kContextTile * shape.key_width),
+          scratch.take<float>(values),
+          scratch.take<float>(kQueryTile * kContextTile),
+          scratch.take<float>(kQueryTile * shape.value_width),
+          scratch.take<float>(kQueryTile),
+          scratch.take<float>(kQueryTile)};
+}
+
+float max_of(const float* x, int64_t n) {
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes];
+  std::fill(lanes, lanes + kLanes, kNothing);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
+  }
+  for (; i < n; ++i) lanes[0] = x[i] > lanes[0] ? x[i] : lanes[0];
+  return *std::max_element(lanes, lanes + kLanes);
+}
+
+// Turns one row of scores, of which `visible` may be seen, into weights, and updates the running
+// maximum, sum and context of the row.
+void softmax_step(float* scores, int64_t visible, int64_t n, float* maximum, float* sum,
+                  float* context, int64_t value_width) {
+  if (visible > 0) {
+    const float highest = max_of(scores, visible);
+    if (highest > *maximum) {
+      if (*sum != 0) {
+        const float shrink = std::exp(*maximum - highest);
+        *sum *= shrink;
+        kernels().scale(shrink, value_width, context);
+      }
+      *maximum = highest;
+    }
+    *sum += kernels().exp_sum(scores, visible, *maximum);
+  }
+  std::fill(scores + visible, scores + n, 0.0f);
+}
+
+// Everything about one call.
+struct Attention {
+  const AttentionShape& shape;
+  const CacheRows& cache;
+  int64_t past;
+  int64_t n;
+  const float* q;
+  float* out;
+
+  int64_t rows() const { return n * shape.queries; }  // query rows of a group
+  int64_t visible(int64_t row) const { return past + row / shape.queries + 1; }
+  float* out_row(int64_t group, int64_t row) const {
+    const int64_t token = row / shape.queries;
+    const int64_t head = group * shape.queries + row % shape.queries;
+    return out + (token * shape.groups * shape.queries + head) * shape.value_width;
+  }
+
+  void tile(int64_t group, int64_t row0, int64_t row1, int64_t begin, int64_t end,
+            const TileScratch& t) const;
+};
+
+// Query rows [row0, row1) of `group` over the cached rows [begin, end), into t.context, t.maximum
+// and t.sum.
+void Attention::tile(int64_t group, int64_t row0, int64_t row1, int64_t begin, int64_t end,
+                     const TileScratch& t) const {
+  const int64_t m = row1 - row0;
+  const float* queries = q + (group * rows() + row0) * shape.key_width;
+  std::fill(t.context, t.context + m * shape.value_width, 0.0f);
+  std::fill(t.maximum, t.maximum + m, kNothing);
+  std::fill(t.sum, t.sum + m, 0.0f);
+
+  end = std::min(end, visible(row1 - 1));
+  for (int64_t at = begin; at < end; at += kContextTile) {
+    const int64_t size = std::min(kContextTile, end - at);
+    const CachedFloats keys =
+        read_cache(cache, at, at + size, group * shape.key_width, shape.key_width, t.keys);
+    const CachedFloats values =
+        shape.values_in_keys
+            ? keys
+            : read_cache(cache, at, at + size, shape.value_offset + group * shape.value_width,
+                         shape.value_width, t.values);
+    kernels().gemm_nt(m, size, shape.key_width, queries, shape.key_width, keys.data, keys.stride,
+                      t.scores, kContextTile);
+    for (int64_t i = 0; i < m; ++i) {
+      const int64_t seen = std::clamp<int64_t>(visible(row0 + i) - at, 0, size);
+      softmax_step(t.scores + i * kContextTile, seen, size, t.maximum + i, t.sum + i,
+                   t.context + i * shape.value_width, shape.value_width);
+    }
+    kernels().gemm_nn(m, shape.value_width, size, t.scores, kContextTile, values.data,
+                      values.stride, t.context, shape.value_width);
+  }
+}
+
+// What the tasks of a context cut in `chunks` leave behind.
+struct Partials {
+  int64_t chunks;
+  int64_t rows;
+  int64_t value_width;
+  float* context;  // [groups, rows, chunks, value_width]
+  float* maximum;  // [groups, rows, chunks]
+  float* sum;
+
+  void store(int64_t group, int64_t row, int64_t chunk, const float* c, float max, float s) {
+    const int64_t at = (group * rows + row) * chunks + chunk;
+    std::copy(c, c + value_width, context + at * value_width);
+    maximum[at] = max;
+    sum[at] = s;
+  }
+
+  void merge(int64_t group, int64_t row, float* out) const {
+    const int64_t at = (group * rows + row) * chunks;
+    const float highest = max_of(maximum + at, chunks);
+    float total = 0;
+    std::fill(out, out + value_width, 0.0f);
+    for (int64_t i = at; i < at + chunks; ++i) {
+      if (sum[i] == 0) continue;  // a chunk that this row does not see
+      const float weight = std::exp(maximum[i] - highest);
+      total += weight * sum[i];
+      kernels().axpy(weight, context + i * value_width, value_width, out);
+    }
+    kernels().scale(1.0f / total, value_width, out);
+  }
+};
+
+}  // namespace
+
+void attend(const AttentionShape& shape, const CacheRows& cache, int64_t past, int64_t n,
+            const float* q, float* out, Scratch& scratch) {
+  const Attention attention{shape, cache, past, n, q, out};
+  const int64_t rows = attention.rows();
+  const int64_t tiles = ceil_div(rows, kQueryTile);
+  const int64_t context_tiles = ceil_div(past + n, kContextTile);
+  const int64_t wanted =
+      std::clamp<int64_t>(kWantedTasks / (shape.groups * tiles), 1, context_tiles);
+  const int64_t chunk = ceil_div(context_tiles, wanted) * kContextTile;
+  const int64_t chunks = ceil_div(past + n, chunk);
+
+  Partials partials{chunks, rows, shape.value_width, nullptr, nullptr, nullptr};
+  if (chunks > 1) {
+    const int64_t count = shape.groups * rows * chunks;
+    partials.context = scratch.take<float>(count * shape.value_width);
+    partials.maximum = scratch.take<float>(count);
+    partials.sum = scratch.take<float>(count);
+  }
+  TileScratch* tile_scratch = scratch.take<TileScratch>(scratch.threads());
+  for (int i = 0; i < scratch.threads(); ++i) tile_scratch[i] = take_tile_scratch(shape, scratch);
+
+  auto task = [&](int64_t i, int thread) {
+    const int64_t part = i % chunks;
+    const int64_t group = i / chunks % shape.groups;
+    // Late tokens see more: theirs are the long tasks, and go first.
+    const int64_t row0 = (tiles - 1 - i / chunks / shape.groups) * kQueryTile;
+    const int64_t row1 = std::min(rows, row0 + kQueryTile);
+    const TileScratch& t = tile_scratch[thread];
+    attention.tile(group, row0, row1, part * chunk, (part + 1) * chunk, t);
+    for (int64_t row = row0; row < row1; ++row) {
+      const int64_t j = row - row0;
+      const float* context = t.context + j * shape.value_width;
+      if (chunks > 1) {
+        partials.store(group, row, part, context, t.maximum[j], t.sum[j]);
+      } else {
+        float* to = attention.out_row(group, row);
+        std::copy(context, context + shape.value_width, to);
+        kernels().scale(1.0f / t.sum[j], shape.value_width, to);
+      }
+    }
+  };
+  ThreadPool::instance().run(tiles * shape.groups * chunks, std::ref(task));
+
+  if (chunks > 1) {
+    parallel_rows(shape.groups * rows, chunks * shape.value_width,
+                  [&](int64_t i0, int64_t i1, int) {
+                    for (int64_t i = i0; i < i1; ++i) {
+                      partials.merge(i / rows, i % rows, attention.out_row(i / rows, i % rows));
+                    }
+                  });
+  }
+}
+
+}  // namespace localds

@@ -1,0 +1,58 @@
+#include "ffn.h"
+
+#include <string>
+#include <utility>
+
+#include "kernels.h"
+#include "scratch.h"
+
+namespace localds {
+
+void check_ffn(const char* role, const FfnWeights& weights, int64_t hidden, int64_t batch) {
+  const std::string name(role);
+  const int64_t ff = weights.gate.rows;
+  expect_shape((name + " gate").c_str(), weights.gate, ff, hidden, batch);
+  expect_shape((name + " up").c_str(), weights.up, ff, hidden, batch);
+  expect_shape((name + " down").c_str(), weights.down, hidden, ff, batch);
+}
+
+void gated_tile(const Matrix& gate, const Matrix& up, int64_t batch, int64_t row0, int64_t row1,
+                const Activations& x, const int32_t* tokens, int64_t n, float* out,
+                int64_t out_stride, float* work) {
+  const int64_t rows = row1 - row0;
+  matmul_rows(gate, batch, row0, row1, x, tokens, n, out + row0, out_stride);
+  matmul_rows(up, batch, row0, row1, x, tokens, n, work, rows);
+  for (int64_t i = 0; i < n; ++i) {
+    float* row = out + i * out_stride + row0;
+    kernels().swiglu(row, work + i * rows, rows, row);
+  }
+}
+
+FfnLayer::FfnLayer(Norm norm, FfnWeights weights)
+    : norm_(std::move(norm)), weights_(std::move(weights)) {
+  check_ffn("ffn", weights_, hidden());
+}
+
+void FfnLayer::forward(float* x, int64_t n) const {
+  if (n == 0) return;
+  Scratch scratch;
+  const FfnWeights& w = weights_;
+  const int64_t ff = w.gate.rows;
+  float* hidden_rows = scratch.take<float>(n * hidden());
+  const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows,
+                                    needs_int8(w.gate) || needs_int8(w.up));
+
+  TiledRows work{ff, rows_per_task(w.gate, n, scratch.threads())};
+  float* middle = scratch.take<float>(n * ff);
+  float* tiles = scratch.take<float>(scratch.threads() * n * work.tile);
+  run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {
+    gated_tile(w.gate, w.up, 0, row0, row1, in, nullptr, n, middle, ff,
+               tiles + thread * n * work.tile);
+  });
+
+  const Activations gated =
+      activations(scratch.activations(1), middle, n, ff, ff, needs_int8(w.down));
+  add_product(scratch, w.down, gated, hidden_rows, x);
+}
+
+}  // namespace localds

@@ -1,0 +1,184 @@
+#include "moe.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "kernels.h"
+
+namespace localds {
+
+MoeLayer::MoeLayer(Norm norm, Matrix router_weight, Router router, FfnWeights experts,
+                   std::optional<FfnWeights> shared)
+    : norm_(std::move(norm)),
+      router_weight_(std::move(router_weight)),
+      router_(std::move(router)),
+      experts_(std::move(experts)),
+      shared_(std::move(shared)) {
+  router_.check();
+  if (needs_int8(router_weight_)) throw std::invalid_argument("moe: the router must be float");
+  expect_shape("moe router", router_weight_, router_.experts, hidden());
+  check_ffn("moe experts", experts_, hidden(), router_.experts);
+  if (shared_) check_ffn("moe shared expert", *shared_, hidden());
+}
+
+void MoeLayer::route(const float* x, int64_t n, int32_t* ids, float* weights) const {
+  if (n == 0) return;
+  Scratch scratch;
+  float* hidden_rows = scratch.take<float>(n * hidden());
+  float* logits = scratch.take<float>(n * router_.experts);
+  const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows, false);
+  const Product product{&router_weight_, 0, &in, nullptr, n, logits, router_.experts};
+  run_products(scratch, {&product, 1});
+  choose(logits, n, ids, weights, scratch);
+}
+
+void MoeLayer::forward(float* x, int64_t n) const {
+  if (n == 0) return;
+  Scratch scratch;
+  const int threads = scratch.threads();
+  float* hidden_rows = scratch.take<float>(n * hidden());
+  float* logits = scratch.take<float>(n * router_.experts);
+  const bool int8 = needs_int8(experts_.gate) || needs_int8(experts_.up) ||
+                    (shared_ && (needs_int8(shared_->gate) || needs_int8(shared_->up)));
+  const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows, int8);
+
+  // The router and the shared expert wait for nothing: one run for both.
+  TiledRows work[2] = {{router_.experts, rows_per_task(router_weight_, n, threads)}};
+  float* shared_middle = nullptr;
+  float* tiles = nullptr;
+  if (shared_) {
+    work[1] = {shared_->gate.rows, rows_per_task(shared_->gate, n, threads)};
+    shared_middle = scratch.take<float>(n * work[1].rows);
+    tiles = scratch.take<float>(threads * n * work[1].tile);
+  }
+  run_tiles({work, shared_ ? 2u : 1u}, [&](int64_t i, int64_t row0, int64_t row1, int thread) {
+    if (i == 0) {
+      matmul_rows(router_weight_, 0, row0, row1, in, nullptr, n, logits + row0, router_.experts);
+    } else {
+      gated_tile(shared_->gate, shared_->up, 0, row0, row1, in, nullptr, n, shared_middle,
+                 work[1].rows, tiles + thread * n * work[1].tile);
+    }
+  });
+
+  int32_t* ids = scratch.take<int32_t>(n * router_.top_k);
+  float* weights = scratch.take<float>(n * router_.top_k);
+  choose(logits, n, ids, weights, scratch);
+  const ExpertPairs pairs = group(ids, weights, n, scratch);
+  const float* middle = gate_experts(in, pairs, scratch);
+
+  const int64_t ff = experts_.gate.rows;
+  const Activations gated =
+      activations(scratch.activations(1), middle, pairs.pairs, ff, ff, needs_int8(experts_.down));
+  Activations shared_gated;
+  if (shared_) {
+    shared_gated = activations(scratch.activations(2), shared_middle, n, work[1].rows, work[1].rows,
+                               needs_int8(shared_->down));
+  }
+  add_experts(gated, pairs, shared_ ? &shared_gated : nullptr, x, n, scratch);
+}
+
+void MoeLayer::choose(float* logits, int64_t n, int32_t* ids, float* weights,
+                      Scratch& scratch) const {
+  const int64_t experts = router_.experts;
+  float* work = scratch.take<float>(scratch.threads() * experts);
+  parallel_rows(n, 16 * experts, [&](int64_t t0, int64_t t1, int thread) {
+    for (int64_t t = t0; t < t1; ++t) {
+      choose_experts(router_, logits + t * experts, work + thread * experts,
+                     ids + t * router_.top_k, weights + t * router_.top_k);
+    }
+  });
+}
+
+// Counting sort of the choices by expert.
+ExpertPairs MoeLayer::group(const int32_t* ids, const float* weights, int64_t n,
+                            Scratch& scratch) const {
+  const int64_t pairs = n * router_.top_k;
+  auto* experts = scratch.take<ExpertPairs::Expert>(router_.experts);
+  auto* next = scratch.take<int64_t>(router_.experts);
+  auto* tokens = scratch.take<int32_t>(pairs);
+  auto* pair_weights = scratch.take<float>(pairs);
+  std::fill(next, next + router_.experts, 0);
+  for (int64_t i = 0; i < pairs; ++i) ++next[ids[i]];
+
+  int64_t active = 0;
+  int64_t first = 0;
+  for (int64_t e = 0; e < router_.experts; ++e) {
+    const int64_t count = next[e];
+    if (count > 0) experts[active++] = {static_cast<int32_t>(e), first, count};
+    next[e] = first;
+    first += count;
+  }
+  for (int64_t i = 0; i < pairs; ++i) {
+    const int64_t at = next[ids[i]]++;
+    tokens[at] = static_cast<int32_t>(i / router_.top_k);
+    pair_weights[at] = weights[i];
+  }
+  return {{experts, static_cast<size_t>(active)}, tokens, pair_weights, pairs};
+}
+
+// silu(gate(x)) * up(x) of every pair, [pairs, ff]. Tasks are tiles of every expert's rows, so
+// threads share the work however few experts there are.
+float* MoeLayer::gate_experts(const Activations& x, const ExpertPairs& pairs,
+                              Scratch& scratch) const {
+  const int64_t ff = experts_.gate.rows;
+  TiledRows* work = scratch.take<TiledRows>(pairs.experts.size());
+  int64_t largest_tile = 0;
+  for (size_t i = 0; i < pairs.experts.size(); ++i) {
+    const int64_t count = pairs.experts[i].count;
+    work[i] = {ff, rows_per_task(experts_.gate, count, scratch.threads())};
+    largest_tile = std::max(largest_tile, work[i].tile * count);
+  }
+  float* middle = scratch.take<float>(pairs.pairs * ff);
+  float* tiles = scratch.take<float>(scratch.threads() * largest_tile);
+  run_tiles({work, pairs.experts.size()}, [&](int64_t i, int64_t row0, int64_t row1, int thread) {
+    const ExpertPairs::Expert& e = pairs.experts[i];
+    gated_tile(experts_.gate, experts_.up, e.id, row0, row1, x, pairs.tokens + e.first, e.count,
+               middle + e.first * ff, ff, tiles + thread * largest_tile);
+  });
+  return middle;
+}
+
+// The rows [first, first + n) of x.
+static Activations rows_of(const Activations& x, int64_t first, int64_t n) {
+  Activations part = x;
+  part.rows = n;
+  part.f32 += first * x.f32_stride;
+  if (x.q) {
+    part.q += first * x.q_stride;
+    part.scale += first * x.q_stride / kGroup;
+    part.sum += first * x.q_stride / kHalfGroup;
+  }
+  return part;
+}
+
+// x += weight * down(gated) for every pair, then the shared expert's. A task owns a range of
+// output rows and walks through all experts in order: that fixes the order of every sum.
+void MoeLayer::add_experts(const Activations& gated, const ExpertPairs& pairs,
+                           const Activations* shared_gated, float* x, int64_t n,
+                           Scratch& scratch) const {
+  const int64_t width = hidden();
+  TiledRows work{width, rows_per_task(experts_.down, pairs.pairs, scratch.threads())};
+  float* tiles = scratch.take<float>(scratch.threads() * n * work.tile);
+  run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {
+    const int64_t rows = row1 - row0;
+    float* tile = tiles + thread * n * work.tile;
+    for (const ExpertPairs::Expert& e : pairs.experts) {
+      matmul_rows(experts_.down, e.id, row0, row1, rows_of(gated, e.first, e.count), nullptr,
+                  e.count, tile, rows);
+      for (int64_t i = 0; i < e.count; ++i) {
+        const int64_t pair = e.first + i;
+        kernels().axpy(pairs.weights[pair], tile + i * rows, rows,
+                       x + pairs.tokens[pair] * width + row0);
+      }
+    }
+    if (shared_gated) {
+      matmul_rows(shared_->down, 0, row0, row1, *shared_gated, nullptr, n, tile, rows);
+      for (int64_t i = 0; i < n; ++i) {
+        kernels().axpy(1.0f, tile + i * rows, rows, x + i * width + row0);
+      }
+    }
+  });
+}
+
+}  // namespace localds

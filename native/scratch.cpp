@@ -1,0 +1,76 @@
+#include "scratch.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "thread_pool.h"
+
+namespace localds {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kSmallestBlock = size_t{1} << 20;
+
+struct Block {
+  explicit Block(size_t n)
+      : data(static_cast<std::byte*>(::operator new(n, std::align_val_t{kAlignment}))), size(n) {}
+  ~Block() { ::operator delete(data, std::align_val_t{kAlignment}); }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+
+  std::byte* data;
+  size_t size;
+  size_t used = 0;
+};
+
+// Blocks are added while an operation runs, so that pointers stay valid, and joined into one before
+// the next.
+struct Arena {
+  std::mutex mutex;
+  std::vector<std::unique_ptr<Block>> blocks;
+  ActivationBuffer activations[3];
+
+  void reset() {
+    if (blocks.size() > 1) {
+      size_t total = 0;
+      for (const auto& block : blocks) total += block->size;
+      blocks.clear();
+      blocks.push_back(std::make_unique<Block>(total));
+    }
+    if (!blocks.empty()) blocks[0]->used = 0;
+  }
+
+  void* take(size_t bytes) {
+    bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    if (blocks.empty() || blocks.back()->size - blocks.back()->used < bytes) {
+      blocks.push_back(std::make_unique<Block>(std::max(bytes, kSmallestBlock)));
+    }
+    Block& block = *blocks.back();
+    block.used += bytes;
+    return block.data + block.used - bytes;
+  }
+};
+
+Arena& arena() {
+  static Arena* instance = new Arena();  // outlives every thread, like the pool
+  return *instance;
+}
+
+}  // namespace
+
+Scratch::Scratch() : lock_(arena().mutex), threads_(ThreadPool::instance().size()) {
+  arena().reset();
+}
+
+ActivationBuffer& Scratch::activations(int index) { return arena().activations[index]; }
+
+void* Scratch::take_bytes(size_t bytes) { return arena().take(bytes); }
+
+void set_threads(int threads) {
+  std::lock_guard lock(arena().mutex);
+  ThreadPool::instance().resize(threads);
+}
+
+}  // namespace localds

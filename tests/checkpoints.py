@@ -129,6 +129,8 @@ VARIANTS = {
         "kimi-k2",
     ),
     # Moonlight: V3 routing without query rank; 27 layers as the original, which llama.cpp asks for.
+    # The original's epsilon is 1e-5, but transformers then still takes 1e-6 for the latents' norms;
+    # GGUF has one epsilon.
     "moonlight": Variant(
         "DeepseekV3",
         _v3(
@@ -141,7 +143,6 @@ VARIANTS = {
             topk_group=1,
             n_shared_experts=2,
             routed_scaling_factor=2.446,
-            rms_norm_eps=1e-5,
             rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
         ),
         "kimi-k2",
@@ -170,7 +171,7 @@ VARIANTS = {
         shards=2,
         dtype="F16",
     ),
-    # Mixtral with a head width of its own.
+    # Mixtral with a head width of its own, and an epsilon that shows.
     "mixtral-wide": Variant(
         "Mixtral",
         {
@@ -178,6 +179,7 @@ VARIANTS = {
             "num_key_value_heads": 1,
             "num_local_experts": 8,
             "head_dim": 24,
+            "rms_norm_eps": 0.01,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         },
         "tekken",

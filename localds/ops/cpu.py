@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     )
 
 Floats = NDArray[np.float32]
+Gated = tuple[_native.Matrix, _native.Matrix, _native.Matrix]
+"""The gate, up and down matrices of a SwiGLU."""
 
 COMPUTED = (
     GGMLType.F32,
@@ -204,7 +206,7 @@ class CpuOps:
         w = weights
         hidden = _width(w.norm)
         gate, up, down = _experts(w, hidden, router.n_experts)
-        shared = (None, None, None)
+        shared: Gated | tuple[None, None, None] = (None, None, None)
         if w.shared_gate is not None:
             shared = _gated(
                 w.shared_gate,
@@ -248,34 +250,34 @@ class CpuOps:
 
 def _latent_heads(w: MlaWeights, shape: MlaShape) -> tuple[_native.Matrix, _native.Matrix]:
     """Each head's k_b [kv_rank, nope] and v_b [value, kv_rank]."""
-    if w.kv_b is None:
-        k_b = _present(w.k_b, "k_b", "MLA without kv_b")
-        v_b = _present(w.v_b, "v_b", "MLA without kv_b")
-        return (
-            _matrix(k_b, (shape.nope, shape.kv_rank, shape.heads)),
-            _matrix(v_b, (shape.kv_rank, shape.value, shape.heads)),
-        )
-    rows = shape.nope + shape.value
-    _check(w.kv_b, (shape.kv_rank, shape.heads * rows))
-    head_bytes = w.kv_b.nbytes // shape.heads
-    value_offset = head_bytes // rows * shape.nope
-    keys = _native.dequantize(_view(w.kv_b, shape.nope, shape.heads, 0, head_bytes))
-    # The absorbed form multiplies by the transpose, which no block type can be read as.
-    exact = w.kv_b.type == GGMLType.F32
-    transposed = np.ascontiguousarray(keys.transpose(0, 2, 1), np.float32 if exact else np.float16)
-    k_b = _native.Matrix(
-        GGMLType.F32 if exact else GGMLType.F16,
-        shape.kv_rank,
-        shape.nope,
-        shape.heads,
-        transposed.view(np.uint8).reshape(-1),
+    if w.kv_b is not None:
+        return _split_legacy(w.kv_b, shape)
+    k_b = _present(w.k_b, "k_b", "MLA without kv_b")
+    v_b = _present(w.v_b, "v_b", "MLA without kv_b")
+    return (
+        _matrix(k_b, (shape.nope, shape.kv_rank, shape.heads)),
+        _matrix(v_b, (shape.kv_rank, shape.value, shape.heads)),
     )
-    return k_b, _view(w.kv_b, shape.value, shape.heads, value_offset, head_bytes)
 
 
-def _gated(
-    gate: Tensor, up: Tensor, down: Tensor, hidden: int
-) -> tuple[_native.Matrix, _native.Matrix, _native.Matrix]:
+def _split_legacy(kv_b: Tensor, shape: MlaShape) -> tuple[_native.Matrix, _native.Matrix]:
+    """k_b and v_b from a tensor that holds each head's key rows, then its value rows."""
+    rows = shape.nope + shape.value
+    _check(kv_b, (shape.kv_rank, shape.heads * rows))
+    head_bytes = rows * _row_bytes(kv_b)
+    keys = _native.dequantize(_view(kv_b, shape.nope, shape.heads, 0, head_bytes))
+    # The absorbed form multiplies by the transpose, which no block type can be read as.
+    kind = GGMLType.F32 if kv_b.type == GGMLType.F32 else GGMLType.F16
+    transposed = np.ascontiguousarray(
+        keys.transpose(0, 2, 1), np.float32 if kind == GGMLType.F32 else np.float16
+    )
+    data = transposed.view(np.uint8).reshape(-1)
+    k_b = _native.Matrix(kind, shape.kv_rank, shape.nope, shape.heads, data)
+    value_offset = shape.nope * _row_bytes(kv_b)
+    return k_b, _view(kv_b, shape.value, shape.heads, value_offset, head_bytes)
+
+
+def _gated(gate: Tensor, up: Tensor, down: Tensor, hidden: int) -> Gated:
     width = _dimension(gate, 1)
     return (
         _matrix(gate, (hidden, width)),
@@ -284,9 +286,7 @@ def _gated(
     )
 
 
-def _experts(
-    w: MoeWeights, hidden: int, experts: int
-) -> tuple[_native.Matrix, _native.Matrix, _native.Matrix]:
+def _experts(w: MoeWeights, hidden: int, experts: int) -> Gated:
     """The stacked gate, up and down matrices; a fused gate_up is seen as two views."""
     width = _dimension(w.down, 0)
     down = _matrix(w.down, (width, hidden, experts))

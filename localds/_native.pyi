@@ -1,0 +1,141 @@
+# ruff: noqa: A002 - the names are those of the native arguments
+"""The native library.
+
+Arrays are C-contiguous; a wrong dtype raises TypeError, a wrong size ValueError. Types are GGUF ids. Every call that computes releases the GIL; calls of several threads take
+turns.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Floats = NDArray[np.float32]
+
+# ---- weights and kernels ----
+
+class Matrix:
+    """`batch` matrices [rows, cols] as they lie in `data` uint8, which is kept alive.
+
+    Without `batch_bytes` they follow one another and fill `data` exactly.
+    """
+
+    def __init__(
+        self,
+        type: int,
+        rows: int,
+        cols: int,
+        batch: int,
+        data: NDArray[np.uint8],
+        batch_bytes: int | None = None,
+    ) -> None: ...
+    @property
+    def type(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def matmul(matrix: Matrix, x: _Floats, batch: int = 0, kernel: str = "auto") -> _Floats: ...
+def dequantize(matrix: Matrix) -> _Floats: ...
+def quantize(type: int, x: _Floats) -> NDArray[np.uint8]: ...
+def gemm_nt(a: _Floats, b: _Floats) -> _Floats: ...
+def gemm_nn(a: _Floats, b: _Floats, c: _Floats) -> _Floats: ...
+def rms_norm(x: _Floats, weight: _Floats, eps: float) -> _Floats: ...
+def swiglu(gate: _Floats, up: _Floats) -> _Floats: ...
+def exp_sum(x: _Floats, max: float) -> tuple[_Floats, float]: ...
+def available_isas() -> list[str]: ...
+def select_isa(name: str) -> None: ...
+def isa() -> str: ...
+
+# ---- threads ----
+
+def set_threads(threads: int) -> None: ...
+def threads() -> int: ...
+def default_threads() -> int: ...
+
+# ---- layers: x float32 [n_tokens, hidden] is updated in place ----
+
+class MlaLayer:
+    def __init__(
+        self,
+        norm: _Floats,
+        q_a: Matrix | None,
+        q_norm: _Floats | None,
+        q: Matrix,
+        kv_a: Matrix,
+        kv_norm: _Floats,
+        k_b: Matrix,
+        v_b: Matrix,
+        output: Matrix,
+        inverse_frequencies: _Floats,
+        amplitude: float,
+        softmax_scale: float,
+        eps: float,
+    ) -> None: ...
+    def forward(
+        self, x: _Floats, cache: NDArray[np.uint8], cache_type: int, cache_width: int, past: int
+    ) -> None: ...
+
+class GqaLayer:
+    def __init__(
+        self,
+        norm: _Floats,
+        q: Matrix,
+        k: Matrix,
+        v: Matrix,
+        output: Matrix,
+        heads: int,
+        kv_heads: int,
+        inverse_frequencies: _Floats,
+        amplitude: float,
+        softmax_scale: float,
+        eps: float,
+    ) -> None: ...
+    def forward(
+        self, x: _Floats, cache: NDArray[np.uint8], cache_type: int, cache_width: int, past: int
+    ) -> None: ...
+
+class FfnLayer:
+    def __init__(
+        self, norm: _Floats, gate: Matrix, up: Matrix, down: Matrix, eps: float
+    ) -> None: ...
+    def forward(self, x: _Floats) -> None: ...
+
+class Router:
+    def __init__(
+        self,
+        top_k: int,
+        gating: str,
+        normalize: bool,
+        scale: float,
+        groups: int,
+        groups_used: int,
+        group_score: str,
+        bias: _Floats | None,
+    ) -> None: ...
+
+class MoeLayer:
+    def __init__(
+        self,
+        norm: _Floats,
+        router_weight: Matrix,
+        router: Router,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+        shared_gate: Matrix | None,
+        shared_up: Matrix | None,
+        shared_down: Matrix | None,
+        eps: float,
+    ) -> None: ...
+    def forward(self, x: _Floats) -> None: ...
+    def route(self, x: _Floats, ids: NDArray[np.int32], weights: _Floats) -> None: ...
+
+class HeadLayer:
+    def __init__(self, norm: _Floats, output: Matrix, eps: float) -> None: ...
+    def forward(self, x: _Floats, logits: _Floats) -> None: ...
+
+def embed(table: Matrix, ids: NDArray[np.int32], out: _Floats) -> None: ...

@@ -17,7 +17,7 @@ from localds.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from os import PathLike
+    from pathlib import Path
     from typing import Self
 
     from numpy.typing import NDArray
@@ -81,7 +81,7 @@ class Model:
 
 
 def load(
-    path: str | PathLike[str],
+    path: str | Path,
     device: str = "auto",
     ram: int | str | None = None,
     vram: int | str | None = None,

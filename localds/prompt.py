@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from localds.session import Message
     from localds.tokenizer import Tokenizer
 
-# Stand-ins for special tokens that a message spells out: noncharacters-to-be of a private plane,
-# which no template looks at.
+# Stand-ins for special tokens that a message spells out, from a private plane of Unicode that no
+# template looks at.
 _FIRST_STAND_IN = 0xF0000
 _THINK_OPENED = re.compile(r"<think>\s*\Z")
 
@@ -67,17 +67,11 @@ class _Guard:
 
     def encode(self, rendered: str, tokenizer: Tokenizer) -> list[int]:
         """Encode the template's output; stand-ins become the plain text that they stand for."""
-        bos = tokenizer.bos_text
-        ids: list[int] = []
-        for i, part in enumerate(self._stand_in.split(rendered)):
-            if i % 2:
-                text = self._texts[ord(part) - _FIRST_STAND_IN]
-                ids += tokenizer.encode(text, special=False, bos=False)
-            elif part or i == 0:
-                # A template that writes its own bos must not get a second one.
-                begins = None if i == 0 and not (bos and part.startswith(bos)) else False
-                ids += tokenizer.encode(part, special=True, bos=begins)
-        return ids
+        parts = (
+            (self._texts[ord(part) - _FIRST_STAND_IN], False) if i % 2 else (part, True)
+            for i, part in enumerate(self._stand_in.split(rendered))
+        )
+        return tokenizer.encode_parts(parts)
 
     def _hide(self, value: object) -> object:
         if isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,10 +137,15 @@ def _text(report: dict[str, Any]) -> str:
 
 def _check(gguf: GGUFFile) -> None:
     """Read all weights; exit with status 1 where some are not finite."""
-    from localds.check import find_nonfinite
+    from localds.gguf.scales import find_nonfinite
 
-    broken = find_nonfinite(gguf)
+    broken = find_nonfinite(gguf, _show_progress if sys.stderr.isatty() else None)
     if broken:
-        listed = "\n".join(f"  {name}: {count} scales" for name, count in broken)
+        listed = "\n".join(f"  {tensor.name}: {count} scales" for tensor, count in broken)
         fail(f"{gguf.path} holds non-finite values; fetch or convert it again:\n{listed}")
     typer.echo("All weights are finite.", err=True)
+
+
+def _show_progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    typer.echo(f"\rchecked {100 * done // total}%{end}", nl=False, err=True)

@@ -1,8 +1,8 @@
 # ruff: noqa: A002 - the names are those of the native arguments
 """The native library.
 
-Arrays are C-contiguous; a wrong dtype raises TypeError, a wrong size ValueError. Types are GGUF ids. Every call that computes releases the GIL; calls of several threads take
-turns.
+Arrays are C-contiguous; a wrong dtype raises TypeError, a wrong size ValueError. Types are GGUF
+ids. Every call that computes releases the GIL; calls of several threads take turns.
 """
 
 import numpy as np

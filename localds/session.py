@@ -175,7 +175,8 @@ class Session:
         self.stats.prompt_tokens = len(ids)
         self.stats.reused_tokens = reused
         self.stats.prefill_seconds = time.perf_counter() - started
-        return logits[0]
+        last: NDArray[np.float32] = logits[0]
+        return last
 
     def _decode(
         self,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 X = TypeVar("X")
 """Hidden states of one device, float [n_tokens, hidden]."""
+X_co = TypeVar("X_co", covariant=True)
+X_contra = TypeVar("X_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +164,10 @@ class MoeWeights:
     shared_down: Tensor | None = None
 
 
-class Embedding(Protocol[X]):
+class Embedding(Protocol[X_co]):
     """Token ids int32 [n_tokens] to hidden states."""
 
-    def __call__(self, ids: NDArray[np.int32]) -> X:  # noqa: D102
+    def __call__(self, ids: NDArray[np.int32]) -> X_co:  # noqa: D102
         ...
 
 
@@ -183,13 +185,13 @@ class FeedForward(Protocol[X]):
         ...
 
 
-class Head(Protocol[X]):
+class Head(Protocol[X_contra]):
     """Final norm and output matrix: hidden states to logits, float32 [n_tokens, n_vocab].
 
     With `last_only`, only the last token's: [1, n_vocab].
     """
 
-    def __call__(self, x: X, *, last_only: bool) -> NDArray[np.float32]:  # noqa: D102
+    def __call__(self, x: X_contra, *, last_only: bool) -> NDArray[np.float32]:  # noqa: D102
         ...
 
 

@@ -81,10 +81,10 @@ void MoeLayer::forward(float* x, int64_t n) const {
 void MoeLayer::choose(float* logits, int64_t n, int32_t* ids, float* weights,
                       Scratch& scratch) const {
   const int64_t experts = router_.experts;
-  float* work = scratch.take<float>(scratch.threads() * experts);
+  float* work = scratch.take<float>(scratch.threads() * 2 * experts);
   parallel_rows(n, 16 * experts, [&](int64_t t0, int64_t t1, int thread) {
     for (int64_t t = t0; t < t1; ++t) {
-      choose_experts(router_, logits + t * experts, work + thread * experts,
+      choose_experts(router_, logits + t * experts, work + thread * 2 * experts,
                      ids + t * router_.top_k, weights + t * router_.top_k);
     }
   });

@@ -57,7 +57,8 @@ Activations normalized(ActivationBuffer& buffer, const Norm& norm, const float* 
 void expect_shape(const char* role, const Matrix& w, int64_t rows, int64_t cols, int64_t batch) {
   if (w.rows == rows && w.cols == cols && w.batch == batch) return;
   const auto text = [](int64_t c, int64_t r, int64_t b) {
-    return "{" + std::to_string(c) + ", " + std::to_string(r) + ", " + std::to_string(b) + "}";
+    return std::string("{") + std::to_string(c) + ", " + std::to_string(r) + ", " +
+           std::to_string(b) + "}";
   };
   throw std::invalid_argument(std::string(role) + ": matrix has shape " +
                               text(w.cols, w.rows, w.batch) + ", expected " +

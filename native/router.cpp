@@ -44,21 +44,19 @@ float group_score(GroupScore kind, const float* choice, int64_t size) {
   return kind == GroupScore::kMax || size < 2 ? best : best + second;
 }
 
-// Leaves only the best groups in the choice. `ids` is work space for top_k ids; there may be more
-// groups than that, so groups are dropped one by one, the worst and highest first.
-void drop_groups(const Router& router, float* choice) {
+// Leaves only the best groups in the choice. scores [groups] is work space.
+void drop_groups(const Router& router, float* choice, float* scores) {
   const int64_t size = router.experts / router.groups;
-  std::vector<float> scores(router.groups);
-  std::vector<int32_t> kept(router.groups_used);
   for (int64_t g = 0; g < router.groups; ++g) {
     scores[g] = group_score(router.group_score, choice + g * size, size);
     if (std::isnan(scores[g])) scores[g] = kNever;
   }
-  largest(scores.data(), router.groups, router.groups_used, kept.data());
   for (int64_t g = 0; g < router.groups; ++g) {
-    if (std::find(kept.begin(), kept.end(), g) == kept.end()) {
-      std::fill(choice + g * size, choice + (g + 1) * size, kNever);
+    int64_t better = 0;
+    for (int64_t other = 0; other < router.groups; ++other) {
+      better += scores[other] > scores[g] || (scores[other] == scores[g] && other < g);
     }
+    if (better >= router.groups_used) std::fill_n(choice + g * size, size, kNever);
   }
 }
 
@@ -94,7 +92,7 @@ void choose_experts(const Router& router, float* logits, float* work, int32_t* i
     choice[e] = logits[e] + (router.bias.empty() ? 0.0f : router.bias[e]);
     if (std::isnan(choice[e])) choice[e] = kNever;
   }
-  if (router.groups > 1) drop_groups(router, choice);
+  if (router.groups > 1) drop_groups(router, choice, work + experts);
   largest(choice, experts, router.top_k, ids);
 
   float sum = 0;

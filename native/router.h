@@ -24,7 +24,7 @@ struct Router {
   void check() const;
 };
 
-// Chooses for one token. logits [experts] are overwritten, work has room for as many values again;
+// Chooses for one token. logits [experts] are overwritten, work has room for twice as many values;
 // ids and weights [top_k], best first; ties go to the lower id. Never fails, whatever the logits.
 void choose_experts(const Router& router, float* logits, float* work, int32_t* ids, float* weights);
 

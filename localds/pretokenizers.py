@@ -36,7 +36,6 @@ _DEEPSEEK_LLM = (
     "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
     r"\s+$",
     "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
-    r"\p{N}",
 )
 
 _DEEPSEEK_V3 = (
@@ -76,11 +75,13 @@ _GPT_2 = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\
 class Splitting:
     """How one family cuts text: `patterns` one after another, each on what the last one left.
 
-    `whole_pieces`: a piece that is a token as it stands is not built by merges. `add_bos`: whether
-    a text begins with bos where the file does not say.
+    `single_digits`: then each digit is a piece. `whole_pieces`: a piece that is a token as it
+    stands is not built by merges. `add_bos`: whether a text begins with bos where the file does
+    not say.
     """
 
     patterns: tuple[str, ...]
+    single_digits: bool = False
     whole_pieces: bool = False
     add_bos: bool = False
 
@@ -88,13 +89,16 @@ class Splitting:
         """The splitter for the `tokenizers` library, mapping bytes to GPT-2's alphabet at last."""
         from tokenizers import Regex, pre_tokenizers
 
-        splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in self.patterns]
-        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        return pre_tokenizers.Sequence([*splits, to_bytes])
+        steps: list[PreTokenizer] = []
+        steps += [pre_tokenizers.Split(Regex(p), "isolated") for p in self.patterns]
+        if self.single_digits:
+            steps.append(pre_tokenizers.Digits(individual_digits=True))
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        return pre_tokenizers.Sequence(steps)
 
 
 SPLITTINGS = {
-    "deepseek-llm": Splitting(_DEEPSEEK_LLM),
+    "deepseek-llm": Splitting(_DEEPSEEK_LLM, single_digits=True),
     "deepseek-v3": Splitting(_DEEPSEEK_V3),
     # tiktoken, which Kimi uses, looks every piece up before it merges.
     "kimi-k2": Splitting(_KIMI_K2, whole_pieces=True),

@@ -66,6 +66,12 @@ class Tokenizer:
         """Text of the bos token; empty where there is none."""
         return "" if self.bos_id is None else self.token_text(self.bos_id)
 
+    @property
+    def eos_text(self) -> str:
+        """Text of the eos token; empty where there is none."""
+        eos = self._vocabulary.eos
+        return "" if eos is None else self.token_text(eos)
+
     def token_text(self, token: int) -> str:
         """The token's entry in the vocabulary, as the file has it."""
         self._check(token)

@@ -49,6 +49,7 @@ class Vocabulary:
     types: list[int]
     ids: dict[str, int]
     bos: int | None
+    eos: int | None
     unknown: int | None
     turn_ends: frozenset[int]
 
@@ -80,7 +81,7 @@ class Vocabulary:
             if text in ids and types[ids[text]] == TokenType.CONTROL
         )
         ends = frozenset(i for i in (*named, *control) if i is not None)
-        return cls(texts, types, ids, special["bos"], special["unknown"], ends)
+        return cls(texts, types, ids, special["bos"], special["eos"], special["unknown"], ends)
 
     def of_types(self, wanted: Iterable[TokenType]) -> dict[str, int]:
         """Ids by text of all tokens of the `wanted` types, but for empty texts."""

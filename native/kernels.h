@@ -15,7 +15,7 @@
 namespace localds {
 
 // Activations are quantized to int8 in groups of 32 with one float scale per group. Weights whose
-// value is s * u + m (u unsigned) also need sums; they are kept per 16 elements, as sum(q) * scale.
+// value is s * u + m (u unsigned) also need the sums of the q; they are kept per 16 elements.
 inline constexpr int64_t kGroup = 32;
 inline constexpr int64_t kHalfGroup = 16;
 
@@ -27,8 +27,9 @@ struct Activations {
   int64_t f32_stride = 0;
   const int8_t* q = nullptr;     // [rows, cols rounded up to 256], zero padded; null if not made
   const float* scale = nullptr;  // [rows, padded / 32]
-  // [rows, padded / 16]: scale * sum of 16 q; per 256, the first halves of the groups come first.
-  const float* sum = nullptr;
+  // [rows, padded / 16]: sums of 16 q; per 256 columns, those of the groups' first halves come
+  // first.
+  const int16_t* sum = nullptr;
   int64_t q_stride = 0;  // padded cols
 };
 
@@ -45,7 +46,7 @@ class ActivationBuffer {
   Activations view_;
   std::vector<int8_t> q_;
   std::vector<float> scale_;
-  std::vector<float> sum_;
+  std::vector<int16_t> sum_;
 };
 
 // out[i * out_stride + (r - row0)] = w[batch, r, :] . x[t(i), :] for r in [row0, row1) and i in
@@ -66,7 +67,7 @@ struct Kernels {
   const char* isa;  // "portable", "avx2", "avx512", "neon"
 
   void (*quantize_activations)(const float* x, int64_t cols, int64_t padded, int8_t* q,
-                               float* scale, float* sum);
+                               float* scale, int16_t* sum);
   void (*dequantize_row)(Type type, const uint8_t* row, float* out, int64_t cols);
 
   // Few tokens: each row read once, used for all n tokens. `x` as in matmul_rows.

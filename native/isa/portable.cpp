@@ -182,7 +182,7 @@ void dequantize_row(Type type, const uint8_t* row, float* out, int64_t cols) {
 }
 
 void quantize_activations(const float* x, int64_t cols, int64_t padded, int8_t* q, float* scale,
-                          float* sum) {
+                          int16_t* sum) {
   for (int64_t g = 0; g < padded / kGroup; ++g) {
     const int64_t begin = g * kGroup, end = std::clamp(cols, begin, begin + kGroup);
     float amax = 0;
@@ -200,9 +200,8 @@ void quantize_activations(const float* x, int64_t cols, int64_t padded, int8_t* 
       q[i] = static_cast<int8_t>(std::nearbyint(value));
       totals[(i - begin) / kHalfGroup] += q[i];
     }
-    float* sums = sum + sum_index(g);
-    sums[0] = scale[g] * static_cast<float>(totals[0]);
-    sums[kSumHalf] = scale[g] * static_cast<float>(totals[1]);
+    sum[sum_index(g)] = static_cast<int16_t>(totals[0]);
+    sum[sum_index(g) + kSumHalf] = static_cast<int16_t>(totals[1]);
   }
 }
 

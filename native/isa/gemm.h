@@ -1,0 +1,244 @@
+// Products with many tokens. A panel of kLanes rows is decoded once and multiplied with tiles of up
+// to kTile tokens that stay in registers. Lanes run along the rows.
+//
+// Both sides are packed by groups of 32 columns, in 32-bit units (four bytes of one row or token):
+//   panel group: bytes [8][kLanes], scales [halves][kLanes], with kMin mins [halves][kLanes]
+//   tile group:  bytes [8][T], scales [T], offsets [halves][T]
+// An offset is what the weights' offset adds: the float scale * sum that goes with a min, or the
+// integer -kZero * sum that the integer dot product starts from.
+#pragma once
+
+#include "isa/gemv.h"
+
+namespace localds::LOCALDS_ISA {
+
+constexpr int kSpanGroups = kSpan / kGroup;
+constexpr int kUnits = kGroup / 4;
+
+// Tokens packed at a time: enough to pay for decoding, few enough to stay in the second cache.
+constexpr int64_t kChunk = 384;
+
+template <class D>
+struct Packing {
+  static constexpr int kHalfCount = D::kHalves ? 2 : 1;
+  static constexpr int kMaxTile = D::kHalves ? kTileHalves : kTile;
+  // Sizes of a group, in units.
+  static constexpr int64_t kPanelGroup = (kUnits + kHalfCount * (D::kMin ? 2 : 1)) * kLanes;
+  static constexpr int64_t tile_group(int tokens) { return (kUnits + 1 + kHalfCount) * tokens; }
+};
+
+// Decodes one span of the rows into `units`.
+template <class D>
+LOCALDS_INLINE void pack_panel_span(const uint8_t* const* rows, int groups, uint32_t* units) {
+  using P = Packing<D>;
+  alignas(64) uint8_t bytes[kLanes][kSpan];
+  alignas(64) float factors[4][kLanes][kSpanGroups];
+  constexpr int kFactors = P::kHalfCount * (D::kMin ? 2 : 1);
+  for (int r = 0; r < kLanes; ++r) {
+    Floats s[2], m[2];
+    D::scales(rows[r], groups, s, m);
+    for (int h = 0; h < P::kHalfCount; ++h) {
+      store(factors[h][r], s[h]);
+      if constexpr (D::kMin) store(factors[P::kHalfCount + h][r], m[h]);
+    }
+    if (groups == kSpanGroups) {
+#pragma GCC unroll 8
+      for (int g = 0; g < kSpanGroups; ++g)
+        store_bytes(bytes[r] + kGroup * g, D::group(rows[r], g));
+    } else {
+      for (int g = 0; g < groups; ++g) store_bytes(bytes[r] + kGroup * g, D::group(rows[r], g));
+    }
+  }
+  for (int r = 0; r < kLanes; r += 4) {
+    for (int i = 0; i < groups * 2; ++i) {
+      const auto row = [&](int j) { return bytes[r + j] + kHalfGroup * i; };
+      transpose4(row(0), row(1), row(2), row(3),
+                 units + i / 2 * P::kPanelGroup + i % 2 * 4 * kLanes + r, kLanes);
+    }
+    for (int f = 0; f < kFactors; ++f) {
+      for (int g = 0; g < kSpanGroups; g += 4) {
+        const auto row = [&](int j) { return factors[f][r + j] + g; };
+        transpose4(row(0), row(1), row(2), row(3),
+                   units + g * P::kPanelGroup + (kUnits + f) * kLanes + r, P::kPanelGroup);
+      }
+    }
+  }
+}
+
+// Decodes the rows [row, row + count), the last one again for the lanes beyond.
+template <class D>
+void pack_panel(const Matrix& w, int64_t batch, int64_t row, int count, uint32_t* units) {
+  const uint8_t* rows[kLanes];
+  for (int r = 0; r < kLanes; ++r) rows[r] = w.row(batch, row + (r < count ? r : count - 1));
+  int64_t groups = w.cols / kGroup;
+  for (; groups >= kSpanGroups; groups -= kSpanGroups) {
+    pack_panel_span<D>(rows, kSpanGroups, units);
+    for (int r = 0; r < kLanes; ++r) rows[r] += D::kSpanBytes;
+    units += kSpanGroups * Packing<D>::kPanelGroup;
+  }
+  if constexpr (requires { D::kBlockBytes; }) {
+    if (groups) pack_panel_span<D>(rows, static_cast<int>(groups), units);
+  }
+}
+
+// Packs four of a tile's tokens; `units` points to the first of them, in a tile of `tile` tokens.
+template <class D>
+void pack_four_tokens(const Token (&tokens)[4], int64_t cols, int tile, uint32_t* units) {
+  const int64_t group_units = Packing<D>::tile_group(tile);
+  for (int64_t col = 0; col < cols; col += kSpan, units += kSpanGroups * group_units) {
+    alignas(32) int32_t offsets[2][4][kSpanGroups];
+    for (int t = 0; t < 4; ++t) {
+      const Floats xs = load(tokens[t].scale + col / kGroup);
+      const int16_t* sum = tokens[t].sum + col / kHalfGroup;
+      Ints sums[2] = {load_int16(sum), load_int16(sum + kSumHalf)};
+      if constexpr (!D::kHalves) sums[0] = add(sums[0], sums[1]);
+      for (int h = 0; h <= D::kHalves; ++h) {
+        if constexpr (D::kMin) {
+          store(reinterpret_cast<float*>(offsets[h][t]), multiply(to_floats(sums[h]), xs));
+        } else {
+          store_ints(offsets[h][t], multiply(sums[h], ints(-D::kZero)));
+        }
+      }
+    }
+    const auto transpose = [&](auto row, uint32_t* out, int64_t out_stride) {
+      transpose4(row(0), row(1), row(2), row(3), out, out_stride);
+    };
+    for (int g = 0; g < kSpanGroups; ++g) {
+      for (int half = 0; half < 2; ++half) {
+        transpose([&](int t) { return tokens[t].q + col + kGroup * g + kHalfGroup * half; },
+                  units + g * group_units + half * 4 * tile, tile);
+      }
+    }
+    for (int g = 0; g < kSpanGroups; g += 4) {
+      uint32_t* out = units + g * group_units + kUnits * tile;
+      transpose([&](int t) { return tokens[t].scale + col / kGroup + g; }, out, group_units);
+      for (int h = 0; h <= D::kHalves; ++h) {
+        transpose([&](int t) { return offsets[h][t] + g; }, out + (1 + h) * tile, group_units);
+      }
+    }
+  }
+}
+
+// The dot products of `units` (a half or a whole group) with T tokens.
+template <class D, int T, int units>
+LOCALDS_INLINE void tile_dot(const uint32_t* panel, const uint32_t* tile, const uint32_t* start,
+                             WideInts (&dots)[T]) {
+#pragma GCC unroll 12
+  for (int t = 0; t < T; ++t) dots[t] = D::kMin ? WideInts() : broadcast4(start + t);
+#pragma GCC unroll 8
+  for (int i = 0; i < units; ++i) {
+    const WideInts w = load_wide_bytes(panel + i * kLanes);
+#pragma GCC unroll 12
+    for (int t = 0; t < T; ++t) dots[t] = dot<D::kWide>(dots[t], w, broadcast4(tile + i * T + t));
+  }
+}
+
+// Multiplies a panel with a tile; row t of `out` gets the first `rows` lanes, for t < `tokens`.
+template <class D, int T>
+void multiply_tile(const uint32_t* panel, const uint32_t* tile, int64_t groups, int rows,
+                   int64_t tokens, float* out, int64_t out_stride) {
+  using P = Packing<D>;
+  Wide sums[T];
+  for (int t = 0; t < T; ++t) sums[t] = wide(0);
+  for (int64_t g = 0; g < groups; ++g, panel += P::kPanelGroup, tile += P::tile_group(T)) {
+    const auto* factors = reinterpret_cast<const float*>(panel + kUnits * kLanes);
+    const auto* scales = reinterpret_cast<const float*>(tile + kUnits * T);
+    const uint32_t* offsets = tile + (kUnits + 1) * T;
+    WideInts dots[T];
+    Wide parts[T];
+    tile_dot<D, T, kUnits / P::kHalfCount>(panel, tile, offsets, dots);
+#pragma GCC unroll 12
+    for (int t = 0; t < T; ++t) parts[t] = multiply(to_floats(dots[t]), load_wide(factors));
+    if constexpr (D::kHalves) {
+      constexpr int kHalfUnits = kUnits / 2;
+      tile_dot<D, T, kHalfUnits>(panel + kHalfUnits * kLanes, tile + kHalfUnits * T, offsets + T,
+                                 dots);
+      const Wide second = load_wide(factors + kLanes);
+#pragma GCC unroll 12
+      for (int t = 0; t < T; ++t) parts[t] = fma(to_floats(dots[t]), second, parts[t]);
+    }
+#pragma GCC unroll 12
+    for (int t = 0; t < T; ++t) sums[t] = fma(parts[t], wide(scales[t]), sums[t]);
+    if constexpr (D::kMin) {
+      for (int h = 0; h < P::kHalfCount; ++h) {
+        const Wide min = load_wide(factors + (P::kHalfCount + h) * kLanes);
+        const auto* offset = reinterpret_cast<const float*>(offsets + h * T);
+#pragma GCC unroll 12
+        for (int t = 0; t < T; ++t) sums[t] = fma(min, wide(offset[t]), sums[t]);
+      }
+    }
+  }
+  for (int t = 0; t < T && t < tokens; ++t) store_partial(out + t * out_stride, sums[t], rows);
+}
+
+template <class D>
+LOCALDS_INLINE void multiply_tile_of(int size, const uint32_t* panel, const uint32_t* tile,
+                                     int64_t groups, int rows, int64_t tokens, float* out,
+                                     int64_t out_stride) {
+  constexpr int kMax = Packing<D>::kMaxTile;
+  if constexpr (kMax >= 12) {
+    if (size == 12) return multiply_tile<D, 12>(panel, tile, groups, rows, tokens, out, out_stride);
+  }
+  if constexpr (kMax >= 8) {
+    if (size == 8) return multiply_tile<D, 8>(panel, tile, groups, rows, tokens, out, out_stride);
+  }
+  multiply_tile<D, 4>(panel, tile, groups, rows, tokens, out, out_stride);
+}
+
+// Calls body(first token, size) for the tiles of n tokens; sizes are multiples of 4.
+template <class D, class Body>
+LOCALDS_INLINE void for_tiles(int64_t n, Body body) {
+  constexpr int kMax = Packing<D>::kMaxTile;
+  for (int64_t i = 0; i < n; i += kMax) {
+    body(i, n - i >= kMax ? kMax : static_cast<int>((n - i + 3) / 4 * 4));
+  }
+}
+
+template <class D>
+void gemm_chunk(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
+                const int32_t* tokens, int64_t n, float* out, int64_t out_stride) {
+  using P = Packing<D>;
+  const int64_t groups = w.cols / kGroup;
+  const int64_t padded_groups = (groups + kSpanGroups - 1) / kSpanGroups * kSpanGroups;
+  const int64_t panel_units = padded_groups * P::kPanelGroup;
+  const int64_t token_units = padded_groups * P::tile_group(1);
+  auto* panel = static_cast<uint32_t*>(
+      thread_scratch(static_cast<size_t>(panel_units + (n + 3) / 4 * 4 * token_units) * 4));
+  uint32_t* packed = panel + panel_units;
+
+  for_tiles<D>(n, [&](int64_t i, int size) {
+    for (int t = 0; t < size; t += 4) {
+      Token four[4];
+      for (int64_t j = 0; j < 4; ++j) {
+        const int64_t k = i + t + j < n ? i + t + j : n - 1;
+        four[j] = token_at(x, tokens ? tokens[k] : k);
+      }
+      pack_four_tokens<D>(four, w.cols, size, packed + i * token_units + t);
+    }
+  });
+  for (int64_t r = row0; r < row1; r += kLanes) {
+    const int rows = row1 - r < kLanes ? static_cast<int>(row1 - r) : kLanes;
+    pack_panel<D>(w, batch, r, rows, panel);
+    for_tiles<D>(n, [&](int64_t i, int size) {
+      multiply_tile_of<D>(size, panel, packed + i * token_units, groups, rows, n - i,
+                          out + i * out_stride + r - row0, out_stride);
+    });
+  }
+}
+
+template <class D>
+void gemm_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
+               const int32_t* tokens, int64_t n, float* out, int64_t out_stride) {
+  for (int64_t i = 0; i < n; i += kChunk) {
+    Activations rest = x;
+    if (!tokens) {
+      rest.q += i * x.q_stride;
+      rest.scale += i * x.q_stride / kGroup;
+      rest.sum += i * x.q_stride / kHalfGroup;
+    }
+    gemm_chunk<D>(w, batch, row0, row1, rest, tokens ? tokens + i : nullptr,
+                  n - i < kChunk ? n - i : kChunk, out + i * out_stride, out_stride);
+  }
+}
+
+}  // namespace localds::LOCALDS_ISA

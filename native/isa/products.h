@@ -1,0 +1,188 @@
+// What makes a table of kernels from the decoders and products: choice by type, float matrices,
+// whole rows.
+#pragma once
+
+#include "isa/floats.h"
+#include "isa/gemm.h"
+#include "isa/gemv.h"
+
+namespace localds::LOCALDS_ISA {
+
+// body.operator()<Decoder<type>>() for a quant type.
+template <class Body>
+LOCALDS_INLINE void with_decoder(Type type, Body body) {
+  switch (type) {
+#define LOCALDS_CASE(name) \
+  case Type::name:         \
+    return body.template operator()<Decoder<Type::name>>();
+    LOCALDS_CASE(Q4_0)
+    LOCALDS_CASE(Q4_1)
+    LOCALDS_CASE(Q5_0)
+    LOCALDS_CASE(Q5_1)
+    LOCALDS_CASE(Q8_0)
+    LOCALDS_CASE(Q2_K)
+    LOCALDS_CASE(Q3_K)
+    LOCALDS_CASE(Q4_K)
+    LOCALDS_CASE(Q5_K)
+    LOCALDS_CASE(Q6_K)
+    LOCALDS_CASE(IQ4_NL)
+    LOCALDS_CASE(IQ4_XS)
+    LOCALDS_CASE(MXFP4)
+#undef LOCALDS_CASE
+    case Type::F32:
+    case Type::F16:
+    case Type::BF16:
+      break;
+  }
+}
+
+inline void quantize_activations(const float* x, int64_t cols, int64_t padded, int8_t* q,
+                                 float* scale, int16_t* sum) {
+  for (int64_t g = 0; g < padded / kGroup; ++g) {
+    const float* from = x + g * kGroup;
+    float copy[kGroup] = {};
+    if (cols < (g + 1) * kGroup) {
+      for (int64_t i = g * kGroup; i < cols; ++i) copy[i - g * kGroup] = x[i];
+      from = copy;
+    }
+    const Floats v[4] = {load(from), load(from + 8), load(from + 16), load(from + 24)};
+    const float amax = largest_magnitude(v);
+    const bool zero = amax < kSmallestActivation;
+    scale[g] = zero ? 0 : amax / 127;
+    const Bytes bytes = round_to_bytes(v, floats(zero ? 0 : 127 / amax));
+    store_bytes(q + g * kGroup, bytes);
+    int16_t* sums = sum + sum_index(g);
+    half_sums(bytes, sums[0], sums[kSumHalf]);
+  }
+}
+
+template <class D>
+void dequantize_span(const uint8_t* span, int groups, float* out) {
+  constexpr int kFloats = 8;
+  Floats s[2], m[2];
+  alignas(32) float scales[2][kSpanGroups], mins[2][kSpanGroups];
+  D::scales(span, groups, s, m);
+  for (int h = 0; h <= D::kHalves; ++h) {
+    store(scales[h], s[h]);
+    if constexpr (D::kMin) store(mins[h], m[h]);
+  }
+  for (int g = 0; g < groups; ++g) {
+    alignas(32) uint8_t bytes[kGroup];
+    store_bytes(bytes, D::group(span, g));
+    for (int i = 0; i < kGroup; i += kFloats, out += kFloats) {
+      const int h = D::kHalves ? i / kHalfGroup : 0;
+      const Floats u = D::kWide && !kWideUnsigned ? load_int8(bytes + i) : load_uint8(bytes + i);
+      if constexpr (D::kMin) {
+        store(out, fma(u, floats(scales[h][g]), floats(mins[h][g])));
+      } else {
+        store(out, multiply(subtract(u, floats(D::kZero)), floats(scales[h][g])));
+      }
+    }
+  }
+}
+
+inline void convert_row(Type type, const uint8_t* row, float* out, int64_t cols) {
+  int64_t i = 0;
+  for (; i + kLanes <= cols; i += kLanes) {
+    store_wide(out + i,
+               type == Type::F16 ? load_wide_half(row + 2 * i) : load_wide_bfloat16(row + 2 * i));
+  }
+  for (; i < cols; ++i) {
+    const auto bits = static_cast<uint16_t>(row[2 * i] | row[2 * i + 1] << 8);
+    out[i] = type == Type::F16 ? half_to_float(bits) : bf16_to_float(bits);
+  }
+}
+
+inline void dequantize_row(Type type, const uint8_t* row, float* out, int64_t cols) {
+  if (type == Type::F32) {
+    std::memcpy(out, row, static_cast<size_t>(cols) * sizeof(float));
+  } else if (type == Type::F16 || type == Type::BF16) {
+    convert_row(type, row, out, cols);
+  } else {
+    with_decoder(type, [&]<class D>() {
+      for (int64_t col = 0; col < cols; col += kSpan, row += D::kSpanBytes) {
+        const int64_t rest = cols - col;
+        dequantize_span<D>(row, static_cast<int>((rest < kSpan ? rest : kSpan) / kGroup),
+                           out + col);
+      }
+    });
+  }
+}
+
+// Rows [row0, row1) of a float matrix, at most kFloatRows.
+constexpr int64_t kFloatRows = 32;
+inline void float_block(const Matrix& w, int64_t batch, int64_t row0, int64_t row1,
+                        const Activations& x, const int32_t* tokens, int64_t n, float* out,
+                        int64_t out_stride) {
+  const auto* rows = reinterpret_cast<const float*>(w.row(batch, row0));
+  int64_t stride = w.row_bytes / static_cast<int64_t>(sizeof(float));
+  if (w.type != Type::F32) {
+    const auto size = static_cast<size_t>((row1 - row0) * w.cols) * sizeof(float);
+    auto* converted = static_cast<float*>(thread_scratch(size));
+    for (int64_t r = row0; r < row1; ++r) {
+      convert_row(w.type, w.row(batch, r), converted + (r - row0) * w.cols, w.cols);
+    }
+    rows = converted;
+    stride = w.cols;
+  }
+  for (int64_t i = 0; i < n; i += kNtRows) {
+    const float* four[kNtRows];
+    const int count = n - i < kNtRows ? static_cast<int>(n - i) : kNtRows;
+    for (int j = 0; j < count; ++j) {
+      four[j] = x.f32 + (tokens ? tokens[i + j] : i + j) * x.f32_stride;
+    }
+    nt_rows(count, four, row1 - row0, rows, stride, w.cols, out + i * out_stride, out_stride);
+  }
+}
+
+inline void float_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1,
+                       const Activations& x, const int32_t* tokens, int64_t n, float* out,
+                       int64_t out_stride) {
+  // Few tokens use a row once: convert no more than the first cache holds.
+  const int64_t step = n <= kNtRows ? kNtCols : kFloatRows;
+  for (int64_t r = row0; r < row1; r += step) {
+    float_block(w, batch, r, row1 - r < step ? row1 : r + step, x, tokens, n, out + r - row0,
+                out_stride);
+  }
+}
+
+inline void any_gemv_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1,
+                          const Activations& x, const int32_t* tokens, int64_t n, float* out,
+                          int64_t out_stride) {
+  if (type_info(w.type).is_float) {
+    return float_rows(w, batch, row0, row1, x, tokens, n, out, out_stride);
+  }
+  with_decoder(w.type, [&]<class D>() {
+    gemv_rows<D>(w, batch, row0, row1, x, tokens, n, out, out_stride);
+  });
+}
+
+inline void any_gemm_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1,
+                          const Activations& x, const int32_t* tokens, int64_t n, float* out,
+                          int64_t out_stride) {
+  if (type_info(w.type).is_float) {
+    return float_rows(w, batch, row0, row1, x, tokens, n, out, out_stride);
+  }
+  with_decoder(w.type, [&]<class D>() {
+    gemm_rows<D>(w, batch, row0, row1, x, tokens, n, out, out_stride);
+  });
+}
+
+constexpr Kernels make_kernels(const char* isa) {
+  return {
+      .isa = isa,
+      .quantize_activations = quantize_activations,
+      .dequantize_row = dequantize_row,
+      .gemv_rows = any_gemv_rows,
+      .gemm_rows = any_gemm_rows,
+      .gemm_nt = gemm_nt,
+      .gemm_nn = gemm_nn,
+      .rms_norm = rms_norm,
+      .swiglu = swiglu,
+      .exp_sum = exp_sum,
+      .axpy = axpy,
+      .scale = scale,
+  };
+}
+
+}  // namespace localds::LOCALDS_ISA

@@ -1,0 +1,188 @@
+// The part of the vector wrapper that AVX2 and AVX-512 share: 32 bytes, 8 integers, 8 floats.
+//
+// Each instruction set offers the same names; decoders and products are written on them and
+// compiled once per set, inside the namespace LOCALDS_ISA.
+#pragma once
+
+#include <immintrin.h>
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#define LOCALDS_INLINE inline __attribute__((always_inline))
+
+namespace localds::LOCALDS_ISA {
+
+using Bytes = __m256i;  // 32 x uint8
+using Ints = __m256i;   // 8 x int32
+using Floats = __m256;  // 8 x float
+
+LOCALDS_INLINE Bytes load_bytes(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+LOCALDS_INLINE void store_bytes(void* p, Bytes v) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), v);
+}
+LOCALDS_INLINE Bytes bytes_and(Bytes v, int mask) {
+  return _mm256_and_si256(v, _mm256_set1_epi8(static_cast<char>(mask)));
+}
+LOCALDS_INLINE Bytes bytes_or(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
+LOCALDS_INLINE Bytes bytes_xor(Bytes v, int mask) {
+  return _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(mask)));
+}
+
+// Shifts bytes right by n (left by -n). Bits of the neighbour come in: mask them off.
+LOCALDS_INLINE Bytes bytes_shift(Bytes v, int n) {
+  return n >= 0 ? _mm256_srli_epi16(v, n) : _mm256_slli_epi16(v, -n);
+}
+
+// Looks up nibbles in 16 bytes.
+LOCALDS_INLINE Bytes lookup(const int8_t* table, Bytes nibbles) {
+  const __m128i t = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), nibbles);
+}
+
+// 16 bytes to 32 nibbles: the low ones, then the high ones.
+LOCALDS_INLINE Bytes split_nibbles(const uint8_t* p) {
+  const __m256i v =
+      _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i shifted = _mm256_srlv_epi32(v, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
+  return bytes_and(shifted, 15);
+}
+
+LOCALDS_INLINE Ints ints(int value) { return _mm256_set1_epi32(value); }
+
+// 8 int16 to 8 int32.
+LOCALDS_INLINE Ints load_int16(const int16_t* p) {
+  return _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+LOCALDS_INLINE Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+LOCALDS_INLINE Ints multiply(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
+LOCALDS_INLINE void store_ints(int32_t* p, Ints v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+}
+
+// Lane i of the result is bits [shift * i, shift * i + width) of `bits`, as float.
+template <int shift, int width>
+LOCALDS_INLINE Ints unpack_fields(uint32_t bits) {
+  const __m256i shifts =
+      _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(shift));
+  return _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(bits)), shifts),
+                          _mm256_set1_epi32((1 << width) - 1));
+}
+
+LOCALDS_INLINE Floats floats(float value) { return _mm256_set1_ps(value); }
+LOCALDS_INLINE Floats load(const float* p) { return _mm256_loadu_ps(p); }
+LOCALDS_INLINE void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
+LOCALDS_INLINE Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
+LOCALDS_INLINE Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+LOCALDS_INLINE Floats subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+LOCALDS_INLINE Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+LOCALDS_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+
+// Lanes 0-3 are a, lanes 4-7 b.
+LOCALDS_INLINE Floats two_halves(float a, float b) {
+  return _mm256_blend_ps(_mm256_set1_ps(a), _mm256_set1_ps(b), 0xf0);
+}
+LOCALDS_INLINE float horizontal_sum(Floats v) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// 8 bytes, given as an integer, to floats.
+LOCALDS_INLINE Floats uint8_to_floats(uint64_t bytes) {
+  return to_floats(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bytes))));
+}
+LOCALDS_INLINE Floats load_uint8(const uint8_t* p) {
+  return to_floats(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+LOCALDS_INLINE Floats load_int8(const uint8_t* p) {
+  return to_floats(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+// 16 bytes (in `low`, then `high`) to the floats of the even and the odd ones.
+LOCALDS_INLINE void even_odd_floats(uint64_t low, uint64_t high, Floats& even, Floats& odd) {
+  const __m128i v =
+      _mm_shuffle_epi8(_mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low)),
+                       _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+  even = to_floats(_mm256_cvtepu8_epi32(v));
+  odd = to_floats(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(v, v)));
+}
+
+// The largest magnitude of 32 floats; NaN if there is one, as its bits compare above all others.
+LOCALDS_INLINE float largest_magnitude(const Floats (&v)[4]) {
+  const auto magnitude = [](__m256 f) {
+    return _mm256_and_si256(_mm256_castps_si256(f), _mm256_set1_epi32(0x7fffffff));
+  };
+  const __m256i m = _mm256_max_epi32(_mm256_max_epi32(magnitude(v[0]), magnitude(v[1])),
+                                     _mm256_max_epi32(magnitude(v[2]), magnitude(v[3])));
+  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
+  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+  return std::bit_cast<float>(_mm_cvtsi128_si32(four));
+}
+
+// 32 floats times `factor`, rounded to the nearest int8, ties to even.
+LOCALDS_INLINE Bytes round_to_bytes(const Floats (&v)[4], Floats factor) {
+  const auto whole = [&](__m256 f) { return _mm256_cvtps_epi32(_mm256_mul_ps(f, factor)); };
+  const __m256i low = _mm256_packs_epi32(whole(v[0]), whole(v[1]));
+  const __m256i high = _mm256_packs_epi32(whole(v[2]), whole(v[3]));
+  // Packing works within 128 bits; put the groups of four back in order.
+  return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high),
+                                     _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+// The sums of the first and of the last 16 signed bytes.
+LOCALDS_INLINE void half_sums(Bytes v, int16_t& first, int16_t& second) {
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), v);
+  __m256i sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
+  sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0xb1));
+  first = static_cast<int16_t>(_mm256_extract_epi32(sums, 0));
+  second = static_cast<int16_t>(_mm256_extract_epi32(sums, 4));
+}
+
+LOCALDS_INLINE void store4(float* p, __m128 v) { _mm_storeu_ps(p, v); }
+
+LOCALDS_INLINE float half_to_float1(const uint8_t* p) {
+  uint16_t h;
+  std::memcpy(&h, p, 2);
+  return _cvtsh_ss(h);
+}
+LOCALDS_INLINE Floats load_half(const uint8_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+LOCALDS_INLINE Floats load_bfloat16(const uint8_t* p) {
+  const __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+}
+// 8 float16, `stride` bytes apart.
+template <int stride>
+LOCALDS_INLINE Floats gather_halves(const uint8_t* p) {
+  const auto at = [p](int i) {
+    int16_t h;
+    std::memcpy(&h, p + i * stride, 2);
+    return h;
+  };
+  return _mm256_cvtph_ps(_mm_setr_epi16(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)));
+}
+
+LOCALDS_INLINE void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
+
+// Four rows of four 32-bit units to four columns, `out_stride` units apart.
+LOCALDS_INLINE void transpose4(const void* r0, const void* r1, const void* r2, const void* r3,
+                               uint32_t* out, int64_t out_stride) {
+  const auto row = [](const void* p) { return _mm_loadu_ps(static_cast<const float*>(p)); };
+  const auto put = [](uint32_t* p, __m128 v) { _mm_storeu_ps(reinterpret_cast<float*>(p), v); };
+  __m128 a = row(r0), b = row(r1), c = row(r2), d = row(r3);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  put(out, a);
+  put(out + out_stride, b);
+  put(out + 2 * out_stride, c);
+  put(out + 3 * out_stride, d);
+}
+
+}  // namespace localds::LOCALDS_ISA

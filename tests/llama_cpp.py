@@ -1,0 +1,86 @@
+"""llama.cpp's programs, from a build of the user's: quantization, and logits as a reference."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+VARIABLE = "LOCALDS_LLAMA_CPP"
+DRIVER_SOURCE = Path(__file__).parent / "interop" / "driver.cpp"
+THREADS = "2"
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """A build of llama.cpp and our driver, linked to its library."""
+
+    binaries: Path
+    driver: Path
+
+    def quantize(self, source: Path, target: Path, preset: str) -> Path:
+        command = [self.binaries / "llama-quantize", source, target, preset, THREADS]
+        _run(command)
+        return target
+
+    def logits(
+        self, model: Path, ids: Sequence[int], generate: int, n_vocab: int
+    ) -> NDArray[np.float32]:
+        """Rows of logits for `ids` and a greedy continuation: n_ids + generate - 1 of them."""
+        ids_file, out = model.with_suffix(".ids"), model.with_suffix(".logits")
+        np.array(ids, np.int32).tofile(ids_file)
+        _run([self.driver, model, ids_file, out, str(generate), THREADS])
+        rows = np.fromfile(out, np.float32).reshape(-1, n_vocab)
+        out.unlink()
+        assert len(rows) == len(ids) + generate - 1
+        return rows
+
+
+def find_llama_cpp(folder: Path) -> LlamaCpp:
+    """Build the driver in `folder`. Skips the test without the variable or a compiler."""
+    where = os.environ.get(VARIABLE)
+    if not where:
+        pytest.skip(f"set {VARIABLE} to the folder that holds llama.cpp's programs")
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        pytest.skip("no C++ compiler to build the driver of llama.cpp with")
+    binaries = Path(where).resolve()
+    if not (binaries / "llama-quantize").exists():
+        pytest.fail(f"{VARIABLE} is {where}, but there is no llama-quantize")
+    driver = folder / "driver"
+    library = _first(binaries, ["libllama.so", "../lib/libllama.so", "../src/libllama.so"]).parent
+    includes = {
+        _first(binaries, [f"{up}/{sub}include/{header}" for up in ("..", "../..") for sub in subs])
+        for header, subs in (("llama.h", [""]), ("ggml.h", ["ggml/", ""]))
+    }
+    _run(
+        [compiler, "-std=c++17", "-O1", DRIVER_SOURCE, "-o", driver]
+        + [f"-I{header.parent}" for header in includes]
+        + [f"-L{library}", f"-Wl,-rpath,{library}", "-lllama", "-lggml", "-lggml-base"]
+    )
+    return LlamaCpp(binaries, driver)
+
+
+def _first(base: Path, candidates: list[str]) -> Path:
+    for candidate in candidates:
+        if (base / candidate).exists():
+            return (base / candidate).resolve()
+    return pytest.fail(f"{VARIABLE} is {base}, but none of {candidates} is there")
+
+
+def _run(command: Sequence[str | Path]) -> None:
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        log = done.stderr[-2000:].decode(errors="replace")
+        pytest.fail(f"{command[0]} exited with {done.returncode}: {log}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import struct
 import time
@@ -277,13 +278,13 @@ def sweep_offsets(path: Path) -> None:
 
 
 def sweep_lengths(path: Path) -> None:
-    """Cut the file at every length; runs in a process whose memory is limited."""
+    """Cut the file byte by byte; runs in a process whose memory is limited."""
     write_small_model(path)
-    raw = path.read_bytes()
+    size = path.stat().st_size
     needed = max(t.offset + t.nbytes for t in GGUFFile.open(path).tensors.values())
-    limit_memory(len(raw) + SLACK_BYTES)
-    for length in range(len(raw)):
-        path.write_bytes(raw[:length])
+    limit_memory(size + SLACK_BYTES)
+    for length in reversed(range(size)):
+        os.truncate(path, length)
         assert (attempt(path) is None) == (length < needed), length
 
 
@@ -366,19 +367,35 @@ HUGE = 6 << 30
 """A sparse file of this size takes no room on the disk, and bounds by the bytes left allow much."""
 
 
+def value_of(item: int, count: int) -> bytes:
+    """An array of `count` items, whose bytes are the zeros that follow."""
+    return struct.pack("<IIQ", 9, item, count)
+
+
 @pytest.mark.parametrize(
-    ("item", "count"), [(8, 2**29), (8, 2**24 + 1), (4, 2**30), (10, 2**29), (0, 2**30)]
+    ("value", "field"),
+    [
+        (value_of(0, 2**30), "key 2 of 2"),
+        (value_of(4, 2**30), "key 2 of 2"),
+        (value_of(0, 2**30 + 1), "key 'k'"),
+        (value_of(10, 2**29), "key 2 of 2"),
+        (value_of(8, 2**24 + 1), "key 'k'"),
+        (value_of(8, 2**29), "key 'k'"),
+        (value_of(8, 2) + struct.pack("<Q", 2**30 + 1), "key 'k'"),
+        (struct.pack("<IQ", 8, 2**30 + 1), "key 'k'"),
+    ],
 )
-def test_huge_counts_in_a_huge_file(tmp_path: Path, item: int, count: int) -> None:
+def test_huge_lengths_in_a_huge_file(tmp_path: Path, value: bytes, field: str) -> None:
+    """The value either ends before the second key, which is empty, or is refused itself."""
     path = tmp_path / "m.gguf"
-    array = ggufs.string("k") + struct.pack("<IIQ", 9, item, count)
-    path.write_bytes(ggufs.build(n_entries=2) + array)
+    path.write_bytes(ggufs.build(n_entries=2) + ggufs.string("k") + value)
     with path.open("r+b") as file:
         file.truncate(HUGE)
     tracemalloc.start()
     start = time.perf_counter()
-    with pytest.raises(GGUFError):
+    with pytest.raises(GGUFError) as caught:
         GGUFFile.open(path)
     assert time.perf_counter() - start < OPEN_SECONDS
     assert tracemalloc.get_traced_memory()[1] < SLACK_BYTES
     tracemalloc.stop()
+    assert caught.value.field == field

@@ -66,7 +66,8 @@ def stats_line(stats: Stats) -> str:
     """The figures of a reply in one line."""
     computed = stats.prompt_tokens - stats.reused_tokens
     reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
-    why = f", ended by {stats.finish_reason}" if stats.finish_reason != "stop" else ""
+    ends = {"stop": "", "length": ", cut at the token limit", "context": ", the context is full"}
+    why = ends.get(stats.finish_reason, ", interrupted")
     return (
         f"[prompt {stats.prompt_tokens} tokens{reused}, {_rate(computed, stats.prefill_seconds)}; "
         f"reply {stats.generated_tokens} tokens, "

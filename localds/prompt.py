@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class EncodedPrompt:
 
 
 def encode_prompt(
-    model: Model, prompt: str | Sequence[Message], template_options: Mapping[str, object]
+    model: Model, prompt: str | Sequence[Message], template_options: Mapping[str, Any]
 ) -> EncodedPrompt:
     """Encode a plain text or a conversation.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -133,7 +133,7 @@ class Session:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         on_progress: Callable[[int, int], None] | None = None,
-        template_options: Mapping[str, object] | None = None,
+        template_options: Mapping[str, Any] | None = None,
         **sampling: object,
     ) -> Iterator[Piece]:
         """Yield the reply to `prompt` in pieces.

@@ -39,7 +39,7 @@ const Kernels* find_table(const std::string& name) {
     names += names.empty() ? "" : ", ";
     names += table->isa;
   }
-  throw std::runtime_error("instruction set '" + name + "' is not available; this processor has " +
+  throw std::invalid_argument("instruction set '" + name + "' is not available; this processor has " +
                            names);
 }
 

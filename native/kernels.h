@@ -100,7 +100,7 @@ struct Kernels {
 };
 
 // The chosen table. LOCALDS_ISA=portable|avx2|avx512|neon forces one; an instruction set that this
-// processor lacks throws std::runtime_error that names those it has.
+// processor lacks throws std::invalid_argument that names those it has.
 const Kernels& kernels();
 std::vector<std::string> available_isas();  // best first, "portable" last
 void select_isa(const std::string& name);   // for tests

@@ -102,6 +102,17 @@ def test_inspect_check_finds_non_finite_weights(tiny_model: Path, tmp_path: Path
     assert "non-finite" in done.stderr
 
 
+def test_bench_takes_lists_in_every_spelling(tiny_model: Path) -> None:
+    def depths(*words: object) -> list[int]:
+        done = run("bench", *words, "-p", 0, "-n", 1, "-r", 1, "--json")
+        assert done.returncode == 0, done.stderr
+        return [r["n_depth"] for r in json.loads(done.stdout)]
+
+    assert depths(tiny_model, "-d", 0, 4) == [0, 4]
+    assert depths(tiny_model, "-d", "0,4") == [0, 4]
+    assert depths("--depth", 0, "--depth", 4, "-t", 1, tiny_model) == [0, 4]
+
+
 def test_bench_measures_every_depth(tiny_model: Path) -> None:
     done = run("bench", tiny_model, "-p", 8, "-n", 2, "-d", 0, 16, "-r", 2, "--json", "-t", 1)
     records = json.loads(done.stdout)
@@ -120,6 +131,7 @@ def test_bench_measures_every_depth(tiny_model: Path) -> None:
         (["chat", "x.gguf", "--temp", "hot"], "Invalid value"),
         (["chat", "x.gguf", "--logit-bias", "five"], "write a token id and a number"),
         (["bench", "x.gguf", "-p", "many"], "Invalid value"),
+        (["bench", "x.gguf", "-p"], "requires an argument"),
         (["brew"], "No such command"),
     ],
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from localds.model import Model
     from localds.session import Session
 
-_LISTS = {"-p": "--prompt", "-n": "--generate", "-d": "--depth"}
+_LISTS = ("-p", "--prompt", "-n", "--generate", "-d", "--depth")
 
 
 class ListOptions(TyperCommand):
@@ -27,16 +27,19 @@ class ListOptions(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: D102
         expanded: list[str] = []
-        current = ""
+        option = ""
         for arg in args:
-            if arg in _LISTS or arg in _LISTS.values():
-                current = arg
-            elif current and arg.replace(",", "").isdigit():
-                expanded += [word for value in arg.split(",") for word in (current, value)]
+            if arg in _LISTS:
+                option, first = arg, True
+            elif option and (first or arg.replace(",", "").isdigit()):
+                expanded += [word for value in arg.split(",") for word in (option, value)]
+                first = False
             else:
-                # A list option without a number is reported by the parser itself.
-                current = ""
+                option = ""
                 expanded.append(arg)
+        # An option without its value is for the parser to report.
+        if option and first:
+            expanded.append(option)
         return super().parse_args(ctx, expanded)
 
 

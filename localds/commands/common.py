@@ -11,9 +11,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ModelFile = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A GGUF file; of a split one, the first part.")
-]
+ModelFile = Annotated[str, typer.Argument(help="A GGUF file; of a split one, the first part.")]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", min=1, max=1024, help="Threads. Default: physical cores."),

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
 
 MAX_OUTPUT = 4 << 20  # characters: more than any context holds
-MEMORY_EXIT = 77  # exit status when `watch_memory` ended the process
+MEMORY_EXIT = 77  # exit status when `watch` ended the process
 _MAX_ADDRESS_SPACE = 512 << 20  # bytes
 _MAX_GROWTH = 320 << 20  # bytes of resident memory
-_CPU_SECONDS = 5  # for one request; counts where the caller is no longer there to time out
+_CPU_SECONDS = 3  # for one request, where nobody is left to time it
 _LENGTH = struct.Struct("<I")
 
 
@@ -156,16 +156,20 @@ def limit_cpu_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soon, resource.RLIM_INFINITY))
 
 
-def watch_memory() -> None:
-    """End the process when its memory grows too much, where the system's own limit does nothing.
+def watch() -> NoReturn:
+    """End the process when its caller is gone, or when its memory grows too much.
 
-    Growth counts, not size: on Linux the figure starts with that of the program that started us.
+    The latter is for systems whose own limit does nothing. Growth counts, not size: on Linux the
+    figure starts with that of the program that started us.
     """
     unit = 1 if sys.platform == "darwin" else 1024
+    caller = os.getppid()
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    while (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * unit < _MAX_GROWTH:
+    while os.getppid() == caller:
+        if (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * unit > _MAX_GROWTH:
+            os._exit(MEMORY_EXIT)
         time.sleep(0.02)
-    os._exit(MEMORY_EXIT)
+    os._exit(0)
 
 
 def read_frame() -> dict[str, Any] | None:
@@ -203,7 +207,7 @@ def main() -> None:
     environment = make_environment()
     load_everything(environment)
     # A thread counts as a process where those are limited, so it comes first.
-    threading.Thread(target=watch_memory, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
     limit_resources()
     write_frame({})
     template = environment.from_string("")

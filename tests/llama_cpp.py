@@ -30,8 +30,8 @@ class LlamaCpp:
     driver: Path
 
     def quantize(self, source: Path, target: Path, preset: str) -> Path:
-        command = [self.binaries / "llama-quantize", source, target, preset, THREADS]
-        _run(command)
+        program = self.binaries / "llama-quantize"
+        _run([program, "--allow-requantize", source, target, preset, THREADS])
         return target
 
     def logits(

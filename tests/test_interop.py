@@ -6,6 +6,8 @@ distributions are peaked. Needs LOCALDS_LLAMA_CPP (see tests/llama_cpp.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +29,6 @@ import localds
 from convert import convert_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
 pytestmark = pytest.mark.interop
@@ -57,7 +57,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             **EXPERTS,
             **WIDE,
             "num_hidden_layers": 26,
-            "n_routed_experts": 6,
+            "n_routed_experts": 4,
             "num_experts_per_tok": 2,
             "n_shared_experts": 1,
             "rope_parameters": yarn(0.707),
@@ -178,21 +178,31 @@ def swiglu(prefix: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
     }
 
 
+# Attention and experts take visible part, but rounding grows as slowly as in trained models: with
+# larger outputs of blocks, exact and rounded arithmetic part within a few layers in any program.
+GAINS = {"o_proj": 0.2, "down_proj": 0.1, "w2": 0.1, "gate": 2.0, "lm_head": 2.0}
+
+
 def weight(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Values of a tensor: small outputs of blocks, a head that makes distributions peaked."""
+    """Values of a tensor: small outputs of blocks, and a head that prefers one successor.
+
+    Trained models are sure of most tokens. Logits of a purely random head would have their best
+    two within rounding every few tokens, and greedy texts could not be compared.
+    """
     values = uniform(1, name, shape)
     if "norm" in name:
         return 1 + values / 4
     if name.endswith("e_score_correction_bias"):
         return values / 4
-    gain = 2.0
-    if name.endswith(("o_proj.weight", "down_proj.weight", "w2.weight")):
-        gain = 0.3
-    elif name == "lm_head.weight":
-        gain = 6.0
-    elif name == "model.embed_tokens.weight":
+    if name == "model.embed_tokens.weight":
         return values
-    return values * np.float32(gain / np.sqrt(shape[-1]))
+    kind = name.removesuffix(".weight").rpartition(".")[2]
+    values = values * np.float32(GAINS.get(kind, 1.5) / np.sqrt(shape[-1]))
+    if kind == "lm_head":
+        order = np.argsort(uniform(1, "order", shape[:1]))
+        embeddings = weight("model.embed_tokens.weight", shape)
+        values[np.roll(order, -1)] += np.float32(0.8 / np.sqrt(shape[-1])) * embeddings[order]
+    return values
 
 
 @pytest.fixture(scope="module")
@@ -224,33 +234,80 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return result
 
 
-@pytest.mark.parametrize(("name", "preset"), CASES)
-def test_same_file(
+def mean_kl(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Mean divergence of next-token distributions, in nats."""
+    p, q = log_softmax(reference), log_softmax(other)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Logits [n_tokens, n_vocab] after IDS and llama.cpp's greedy continuation of them."""
+
+    theirs: NDArray[np.float32]
+    ours: NDArray[np.float32]
+    exact: NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def compare(
     llama_cpp: LlamaCpp,
     full_precision: Callable[[str], Path],
-    tmp_path: Path,
-    name: str,
-    preset: str,
-) -> None:
-    path = llama_cpp.quantize(full_precision(name), tmp_path / f"{preset}.gguf", preset)
-    theirs = llama_cpp.logits(path, IDS, GENERATE, VOCABULARY)
-    greedy = theirs[len(IDS) - 1 :].argmax(axis=1).tolist()
-    with localds.load(path) as model:
-        session = model.session(context=len(IDS) + GENERATE)
-        prefill = session.evaluate(IDS, all_logits=True)
-        decode = [session.evaluate([token])[0] for token in greedy[:-1]]
-    ours = np.concatenate([prefill, np.stack(decode)])
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str], Comparison]:
+    """Logits of a model in a preset from both programs, each computed once.
 
-    reference, log_probabilities = log_softmax(theirs), log_softmax(ours)
-    peak = float(np.exp(reference.max(axis=1)).mean())
-    assert peak > 0.2, "distributions too flat for the comparison to mean anything"
-    divergence = (np.exp(reference) * (reference - log_probabilities)).sum(axis=1)
-    top_two = np.sort(theirs[len(IDS) - 1 :], axis=1)[:, -2:]
+    Exact ones come from the same file, turned back into float32 by llama.cpp.
+    """
+    folder = tmp_path_factory.mktemp("presets")
+
+    @cache
+    def make(name: str, preset: str) -> Comparison:
+        path = llama_cpp.quantize(full_precision(name), folder / f"{name}-{preset}.gguf", preset)
+        theirs = llama_cpp.logits(path, IDS, GENERATE, VOCABULARY)
+        greedy = theirs[len(IDS) - 1 : -1].argmax(axis=1).tolist()
+        with localds.load(path) as model:
+            session = model.session(context=len(IDS) + GENERATE)
+            prefill = session.evaluate(IDS, all_logits=True)
+            decode = [session.evaluate([token])[0] for token in greedy]
+        exact_path = llama_cpp.quantize(path, folder / "exact.gguf", "F32")
+        with localds.load(exact_path) as model:
+            exact = model.logits([*IDS, *greedy])
+        path.unlink()
+        return Comparison(theirs, np.concatenate([prefill, np.stack(decode)]), exact)
+
+    return make
+
+
+Compare = Callable[[str, str], Comparison]
+
+
+@pytest.mark.parametrize(("name", "preset"), CASES)
+def test_greedy_continuation(compare: Compare, name: str, preset: str) -> None:
+    logits = compare(name, preset)
+    ours, theirs = logits.ours[len(IDS) - 1 :], logits.theirs[len(IDS) - 1 :]
+    top_two = np.sort(theirs, axis=1)[:, -2:]
     clear = top_two[:, 1] - top_two[:, 0] > NEAR_TIE
-    agree = ours[len(IDS) - 1 :].argmax(axis=1) == greedy
-    print(
-        f"{name} {preset}: mean KL {divergence.mean():.2e}, max {divergence.max():.2e}, "
-        f"mean peak {peak:.2f}, {agree.sum()} of {GENERATE} tokens equal"
+    assert clear.sum() > GENERATE / 2
+    np.testing.assert_array_equal(ours.argmax(axis=1)[clear], theirs.argmax(axis=1)[clear])
+
+
+@pytest.mark.parametrize(("name", "preset"), CASES)
+def test_next_token_distributions(compare: Compare, name: str, preset: str) -> None:
+    logits = compare(name, preset)
+    assert mean_kl(logits.theirs, logits.ours) < MEAN_KL
+
+
+@pytest.mark.parametrize(("name", "preset"), CASES)
+def test_as_exact_as_llama_cpp(compare: Compare, name: str, preset: str) -> None:
+    """Rounding of activations and cache costs about what it costs there, far below `MEAN_KL`."""
+    logits = compare(name, preset)
+    our_error, their_error = (
+        mean_kl(logits.exact, logits.ours),
+        mean_kl(logits.exact, logits.theirs),
     )
-    assert divergence.mean() < MEAN_KL
-    assert agree[clear].all()
+    print(
+        f"{name} {preset}: KL of exact to ours {our_error:.1e}, to theirs {their_error:.1e}, "
+        f"of theirs to ours {mean_kl(logits.theirs, logits.ours):.1e}"
+    )
+    assert our_error < 2 * their_error

@@ -42,7 +42,8 @@ void FfnLayer::forward(float* x, int64_t n) const {
   const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows,
                                     needs_int8(w.gate) || needs_int8(w.up));
 
-  TiledRows work{ff, rows_per_task(w.gate, n, scratch.threads())};
+  const int64_t row_bytes = w.gate.row_bytes + w.up.row_bytes;
+  TiledRows work{ff, task_rows(row_bytes, n, ff, scratch.threads())};
   float* middle = scratch.take<float>(n * ff);
   float* tiles = scratch.take<float>(scratch.threads() * n * work.tile);
   run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {

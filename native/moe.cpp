@@ -44,12 +44,16 @@ void MoeLayer::forward(float* x, int64_t n) const {
   const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows, int8);
 
   // The router and the shared expert wait for nothing: one run for both.
-  TiledRows work[2] = {{router_.experts, rows_per_task(router_weight_, n, threads)}};
+  const int64_t shared_rows = shared_ ? shared_->gate.rows : 0;
+  const int64_t all_rows = router_.experts + shared_rows;
+  TiledRows work[2] = {
+      {router_.experts, task_rows(router_weight_.row_bytes, n, all_rows, threads)}};
   float* shared_middle = nullptr;
   float* tiles = nullptr;
   if (shared_) {
-    work[1] = {shared_->gate.rows, rows_per_task(shared_->gate, n, threads)};
-    shared_middle = scratch.take<float>(n * work[1].rows);
+    const int64_t row_bytes = shared_->gate.row_bytes + shared_->up.row_bytes;
+    work[1] = {shared_rows, task_rows(row_bytes, n, all_rows, threads)};
+    shared_middle = scratch.take<float>(n * shared_rows);
     tiles = scratch.take<float>(threads * n * work[1].tile);
   }
   run_tiles({work, shared_ ? 2u : 1u}, [&](int64_t i, int64_t row0, int64_t row1, int thread) {
@@ -57,7 +61,7 @@ void MoeLayer::forward(float* x, int64_t n) const {
       matmul_rows(router_weight_, 0, row0, row1, in, nullptr, n, logits + row0, router_.experts);
     } else {
       gated_tile(shared_->gate, shared_->up, 0, row0, row1, in, nullptr, n, shared_middle,
-                 work[1].rows, tiles + thread * n * work[1].tile);
+                 shared_rows, tiles + thread * n * work[1].tile);
     }
   });
 
@@ -72,7 +76,7 @@ void MoeLayer::forward(float* x, int64_t n) const {
       activations(scratch.activations(1), middle, pairs.pairs, ff, ff, needs_int8(experts_.down));
   Activations shared_gated;
   if (shared_) {
-    shared_gated = activations(scratch.activations(2), shared_middle, n, work[1].rows, work[1].rows,
+    shared_gated = activations(scratch.activations(2), shared_middle, n, shared_rows, shared_rows,
                                needs_int8(shared_->down));
   }
   add_experts(gated, pairs, shared_ ? &shared_gated : nullptr, x, n, scratch);
@@ -123,10 +127,12 @@ float* MoeLayer::gate_experts(const Activations& x, const ExpertPairs& pairs,
                               Scratch& scratch) const {
   const int64_t ff = experts_.gate.rows;
   TiledRows* work = scratch.take<TiledRows>(pairs.experts.size());
+  const int64_t row_bytes = experts_.gate.row_bytes + experts_.up.row_bytes;
+  const auto all_rows = static_cast<int64_t>(pairs.experts.size()) * ff;
   int64_t largest_tile = 0;
   for (size_t i = 0; i < pairs.experts.size(); ++i) {
     const int64_t count = pairs.experts[i].count;
-    work[i] = {ff, rows_per_task(experts_.gate, count, scratch.threads())};
+    work[i] = {ff, task_rows(row_bytes, count, all_rows, scratch.threads())};
     largest_tile = std::max(largest_tile, work[i].tile * count);
   }
   float* middle = scratch.take<float>(pairs.pairs * ff);
@@ -158,7 +164,9 @@ void MoeLayer::add_experts(const Activations& gated, const ExpertPairs& pairs,
                            const Activations* shared_gated, float* x, int64_t n,
                            Scratch& scratch) const {
   const int64_t width = hidden();
-  TiledRows work{width, rows_per_task(experts_.down, pairs.pairs, scratch.threads())};
+  int64_t row_bytes = static_cast<int64_t>(pairs.experts.size()) * experts_.down.row_bytes;
+  if (shared_gated) row_bytes += shared_->down.row_bytes;
+  TiledRows work{width, task_rows(row_bytes, n, width, scratch.threads())};
   float* tiles = scratch.take<float>(scratch.threads() * n * work.tile);
   run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {
     const int64_t rows = row1 - row0;

@@ -5,12 +5,25 @@
 
 namespace localds {
 
+int64_t task_rows(int64_t row_bytes, int64_t n, int64_t all_rows, int threads) {
+  constexpr int64_t kStep = 16;              // a multiple of every kernel's panel
+  constexpr int64_t kFewTokens = 8;          // up to here, reading weights takes the time
+  constexpr int64_t kTaskBytes = 256 << 10;  // some 15 us of one core's reading
+  constexpr int64_t kManyTokensRows = 128;
+  constexpr int64_t kTasksPerThread = 4;
+  const int64_t wanted = n <= kFewTokens ? kTaskBytes / row_bytes : kManyTokensRows;
+  const int64_t rows = std::min(wanted, all_rows / (kTasksPerThread * threads));
+  return std::max<int64_t>(1, (rows + kStep - 1) / kStep) * kStep;
+}
+
 void run_products(Scratch& scratch, std::span<const Product> products) {
   const auto count = static_cast<int64_t>(products.size());
+  int64_t all_rows = 0;
+  for (const Product& p : products) all_rows += p.w->rows;
   TiledRows* work = scratch.take<TiledRows>(count);
   for (int64_t i = 0; i < count; ++i) {
     const Product& p = products[i];
-    work[i] = {p.w->rows, rows_per_task(*p.w, p.n, scratch.threads())};
+    work[i] = {p.w->rows, task_rows(p.w->row_bytes, p.n, all_rows, scratch.threads())};
   }
   run_tiles({work, products.size()}, [&](int64_t i, int64_t row0, int64_t row1, int) {
     const Product& p = products[i];
@@ -20,7 +33,7 @@ void run_products(Scratch& scratch, std::span<const Product> products) {
 
 void add_product(Scratch& scratch, const Matrix& w, const Activations& x, float* out,
                  float* residual) {
-  TiledRows work{w.rows, rows_per_task(w, x.rows, scratch.threads())};
+  TiledRows work{w.rows, task_rows(w.row_bytes, x.rows, w.rows, scratch.threads())};
   run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int) {
     matmul_rows(w, 0, row0, row1, x, nullptr, x.rows, out + row0, w.rows);
     for (int64_t i = 0; i < x.rows; ++i) {

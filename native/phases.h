@@ -27,6 +27,11 @@ void parallel_rows(int64_t rows, int64_t row_cost, Body&& body) {
   ThreadPool::instance().run(tasks, std::ref(task));
 }
 
+// Rows of a task when each of `all_rows` rows means reading `row_bytes` bytes of weights and
+// multiplying them with n tokens: small enough to share out evenly, large enough for the hand-out,
+// and for the packing of many tokens, to cost little.
+int64_t task_rows(int64_t row_bytes, int64_t n, int64_t all_rows, int threads);
+
 // `rows` weight rows to be worked on in tiles of `tile` rows.
 struct TiledRows {
   int64_t rows;

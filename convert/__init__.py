@@ -22,9 +22,9 @@ QUANTIZATION_VERSION = 2
 def convert_checkpoint(folder: Path, output: Path, *, pre: str) -> None:
     """Convert the checkpoint in `folder` to a float32 GGUF file.
 
-    `pre` names the tokenizer's splitter (`tokenizer.ggml.pre`). Everything is checked before
-    `output` is created. Raises `CheckpointError` for a checkpoint that is damaged or of an unknown
-    kind.
+    `pre` names the tokenizer's splitter (`tokenizer.ggml.pre`). `output` is replaced once the
+    file is complete. Raises `CheckpointError` for a checkpoint that is damaged or of an unknown
+    kind, before anything is written.
     """
     checkpoint = Checkpoint(folder)
     architecture = ARCHITECTURES[model_class(checkpoint.config)]
@@ -36,4 +36,10 @@ def convert_checkpoint(folder: Path, output: Path, *, pre: str) -> None:
     }
     metadata = general | architecture_metadata(checkpoint.config)
     vocabulary = read_vocabulary(folder, checkpoint.config, pre)
-    write_gguf(output, architecture, metadata, vocabulary, checkpoint, plan(checkpoint))
+    targets = plan(checkpoint)
+    partial = output.with_name(output.name + ".part")
+    try:
+        write_gguf(partial, architecture, metadata, vocabulary, checkpoint, targets)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)

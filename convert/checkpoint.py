@@ -46,7 +46,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         """Open `folder`. Raises `CheckpointError` for missing or damaged files."""
         self.folder = folder
-        self.config = Config(_read_json(folder / "config.json"))
+        self.config = Config(read_json(folder / "config.json"))
         self.tensors: dict[str, StoredTensor] = {}
         self._maps: dict[Path, mmap.mmap] = {}
         for file in _weight_files(folder):
@@ -143,11 +143,12 @@ class Config:
         return value
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises `CheckpointError` if the file is missing or holds no object."""
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; is this a checkpoint folder?") from None
+        raise CheckpointError(f"{path}: no such file; is this a whole checkpoint?") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(values, dict):
@@ -165,7 +166,7 @@ def _weight_files(folder: Path) -> list[Path]:
                 f"{folder}: neither model.safetensors nor model.safetensors.index.json is there"
             )
         return [single]
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index}: weight_map is missing")
     files = [folder / Path(str(name)).name for name in sorted(set(weight_map.values()))]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convert.checkpoint import CheckpointError, Config
+from convert.checkpoint import CheckpointError, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from convert.checkpoint import Config
 
 # Token types of `tokenizer.ggml.token_type`.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -35,20 +36,24 @@ class Vocabulary:
 def read_vocabulary(folder: Path, config: Config, pre: str) -> Vocabulary:
     """Read tokenizer.json, padded with unused tokens up to the config's vocab_size.
 
-    Raises `CheckpointError` if it is missing, damaged, no BPE, or has ids beyond vocab_size.
+    Raises `CheckpointError` if it is missing, damaged, not byte-level BPE, or has ids beyond
+    vocab_size.
     """
     path = folder / "tokenizer.json"
+    data = read_json(path)
     try:
-        data = json.loads(path.read_bytes())
         model, added = data["model"], data.get("added_tokens", [])
         ids = {int(index): str(token) for token, index in model["vocab"].items()}
         merges = [_merge(merge) for merge in model["merges"]]
+        byte_fallback = bool(model.get("byte_fallback"))
         ids |= {int(token["id"]): str(token["content"]) for token in added}
         types = {int(token["id"]): _added_type(token) for token in added}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; convert needs it") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a BPE tokenizer ({error!r})") from None
+    if byte_fallback:
+        raise CheckpointError(
+            f"{path}: a SentencePiece vocabulary (byte_fallback); convert reads byte-level BPE"
+        )
     size = config.integer("vocab_size")
     if max(ids, default=-1) >= size:
         raise CheckpointError(f"{path}: token id {max(ids)} is beyond vocab_size {size}")
@@ -75,8 +80,9 @@ def _added_type(token: dict[str, Any]) -> int:
 
 
 def _chat_template(folder: Path) -> str | None:
-    path = folder / "tokenizer_config.json"
-    if not path.exists():
-        return None
-    template = json.loads(path.read_bytes()).get("chat_template")
-    return template if isinstance(template, str) else None
+    """The template of tokenizer_config.json, which beats the one in a file of its own."""
+    config, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    stored = read_json(config).get("chat_template") if config.exists() else None
+    if isinstance(stored, str):
+        return stored
+    return template.read_text(encoding="utf-8") if template.exists() else None

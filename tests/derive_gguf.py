@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
-from checkpoints import VARIANTS, golden_config, golden_shapes, weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,10 +46,13 @@ def _copy_field(writer: gguf.GGUFWriter, name: str, field: Any) -> None:
         writer.add_key_value(name, field.contents(), field.types[0])
 
 
-def legacy_kv_b(variant: str, source: Path, target: Path) -> Path:
+def legacy_kv_b(
+    source: Path,
+    target: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, NDArray[np.float32]],
+) -> Path:
     """The form from before k_b and v_b were split: attn_kv_b, true widths in the plain keys."""
-    config = golden_config(variant)
-    shapes = golden_shapes(variant)
 
     def edit(tensors: Tensors) -> Tensors:
         kept = {
@@ -59,9 +61,8 @@ def legacy_kv_b(variant: str, source: Path, target: Path) -> Path:
             if "attn_k_b" not in name and "attn_v_b" not in name
         }
         for layer in range(config["num_hidden_layers"]):
-            name = f"model.layers.{layer}.self_attn.kv_b_proj.weight"
-            data = weight(VARIANTS[variant].seed, name, shapes[name])
-            kept[f"blk.{layer}.attn_kv_b.weight"] = data
+            kv_b = weights[f"model.layers.{layer}.self_attn.kv_b_proj.weight"]
+            kept[f"blk.{layer}.attn_kv_b.weight"] = kv_b
         return kept
 
     keys = {
@@ -74,7 +75,7 @@ def legacy_kv_b(variant: str, source: Path, target: Path) -> Path:
     return rewrite(source, target, keys, edit)
 
 
-def fused_gate_up(variant: str, source: Path, target: Path) -> Path:  # noqa: ARG001
+def fused_gate_up(source: Path, target: Path) -> Path:
     """Experts' gate and up matrices in one tensor, gate first."""
 
     def edit(tensors: Tensors) -> Tensors:
@@ -90,9 +91,8 @@ def fused_gate_up(variant: str, source: Path, target: Path) -> Path:  # noqa: AR
     return rewrite(source, target, {}, edit)
 
 
-def extra_layer(variant: str, source: Path, target: Path) -> Path:
+def extra_layer(source: Path, target: Path, layers: int) -> Path:
     """A multi-token-prediction layer after the last one, which plain decoding leaves out."""
-    layers = golden_config(variant)["num_hidden_layers"]
 
     def edit(tensors: Tensors) -> Tensors:
         last = f"blk.{layers - 1}."

@@ -46,7 +46,7 @@ def reference_logits(folder: Path, model_class: str, ids: list[int]) -> NDArray[
     return logits.to(torch.float32).numpy()
 
 
-def write_golden(name: str) -> None:
+def write_golden(name: str, root: Path = GOLDEN) -> None:
     variant = VARIANTS[name]
     config, shapes = describe(variant)
     ids = token_ids(variant.seed, variant.tokens)
@@ -54,7 +54,7 @@ def write_golden(name: str) -> None:
         weights = make_weights(shapes, variant.seed)
         write_checkpoint(Path(folder), config, weights, variant.shards, variant.dtype)
         logits = reference_logits(Path(folder), variant.model_class, ids)
-    target = GOLDEN / name
+    target = root / name
     target.mkdir(parents=True, exist_ok=True)
     (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     lines = ",\n".join(f"{json.dumps(key)}: {list(shape)}" for key, shape in shapes.items())

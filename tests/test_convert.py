@@ -199,7 +199,9 @@ def test_tensor_in_two_shards(tmp_path: Path) -> None:
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: no such file; is this a checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: no such file; is this a whole checkpoint"
+    ):
         Checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
@@ -537,11 +539,30 @@ def test_vocabulary(tmp_path: Path) -> None:
     assert fields["tokenizer.chat_template"] == "{{ messages }}"
 
 
+def test_template_in_a_file_of_its_own(tmp_path: Path) -> None:
+    folder = checkpoint_of("v2-lite", tmp_path / "v2")
+    (folder / "chat_template.jinja").write_text("{{ 'ä' }}", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text("{}")
+    convert_checkpoint(folder, tmp_path / "out.gguf", pre="x")
+    assert read_gguf(tmp_path / "out.gguf")[0]["tokenizer.chat_template"] == "{{ 'ä' }}"
+
+
+def test_failure_while_writing_leaves_no_file(tmp_path: Path) -> None:
+    folder = checkpoint_of("v2-lite", tmp_path / "v2")
+    scales = {"model.norm.weight": np.ones(64, np.int32)}
+    rewrite_weights(folder, scales)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="dtype I32"):
+        convert_checkpoint(folder, tmp_path / "out.gguf", pre="x")
+    assert [path.name for path in tmp_path.iterdir()] == ["v2"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, r"tokenizer\.json: no such file"),
         ("{}", "not a BPE tokenizer"),
+        ("[", r"tokenizer\.json: not valid JSON"),
+        ('{"model": {"vocab": {}, "merges": [], "byte_fallback": true}}', "SentencePiece"),
         ('{"model": {"vocab": {"a": 400}, "merges": []}}', "token id 400 is beyond vocab_size"),
     ],
 )

@@ -32,12 +32,15 @@ TOLERANCE = 1e-4
 
 # Other forms of the same model, which must give the same logits.
 DERIVED = {
-    "v2-lite, legacy kv_b": ("v2-lite", legacy_kv_b),
-    "v3, legacy kv_b": ("v3", legacy_kv_b),
-    "v2-lite, fused gate_up": ("v2-lite", fused_gate_up),
-    "v3, fused gate_up": ("v3", fused_gate_up),
-    "v3, extra layer": ("v3", extra_layer),
-    "glm-4.7-flash, extra layer": ("glm-4.7-flash", extra_layer),
+    f"{variant}, {form}": (variant, form)
+    for variant, form in [
+        ("v2-lite", "legacy kv_b"),
+        ("v3", "legacy kv_b"),
+        ("v2-lite", "fused gate_up"),
+        ("v3", "fused gate_up"),
+        ("v3", "extra layer"),
+        ("glm-4.7-flash", "extra layer"),
+    ]
 }
 
 
@@ -57,6 +60,17 @@ def convert_variant(name: str, folder: Path) -> Path:
     return path
 
 
+def derive(name: str, form: str, source: Path, target: Path) -> Path:
+    """Rewrite a variant's file into another form."""
+    config = golden_config(name)
+    if form == "legacy kv_b":
+        weights = make_weights(golden_shapes(name), VARIANTS[name].seed)
+        return legacy_kv_b(source, target, config, weights)
+    if form == "fused gate_up":
+        return fused_gate_up(source, target)
+    return extra_layer(source, target, config["num_hidden_layers"])
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """GGUF files by name, each made once."""
@@ -66,8 +80,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def make(name: str) -> Path:
         if name in VARIANTS:
             return convert_variant(name, folder)
-        variant, derive = DERIVED[name]
-        return derive(variant, make(variant), folder / f"{name}.gguf")
+        variant, form = DERIVED[name]
+        return derive(variant, form, make(variant), folder / f"{name}.gguf")
 
     return make
 
@@ -83,8 +97,8 @@ def assert_close(logits: Logits, expected: Logits) -> None:
 @pytest.mark.parametrize("name", [*VARIANTS, *DERIVED])
 def test_one_piece(files: Callable[[str], Path], name: str) -> None:
     ids, expected = golden(DERIVED[name][0] if name in DERIVED else name)
-    model = localds.load(files(name))
-    assert_close(model.logits(ids), expected)
+    with localds.load(files(name)) as model:
+        assert_close(model.logits(ids), expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 32])
@@ -92,19 +106,21 @@ def test_one_piece(files: Callable[[str], Path], name: str) -> None:
 def test_in_chunks(files: Callable[[str], Path], name: str, chunk: int) -> None:
     """Prefill in chunks (of one token: as in decoding) from an exact cache."""
     ids, expected = golden(DERIVED[name][0] if name in DERIVED else name)
-    session = localds.load(files(name)).session(context=96, chunk=chunk, cache_type="f32")
-    assert_close(session.evaluate(ids, all_logits=True), expected)
+    with localds.load(files(name)) as model:
+        session = model.session(context=96, chunk=chunk, cache_type="f32")
+        assert_close(session.evaluate(ids, all_logits=True), expected)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_truncated_session_continues(files: Callable[[str], Path], name: str) -> None:
     """Going back to a prefix and decoding on gives the same logits as without the detour."""
     ids, expected = golden(name)
-    session = localds.load(files(name)).session(context=96, cache_type="f32")
-    session.evaluate(ids[:40])
-    session.evaluate(ids[60:70])
-    session.truncate(33)
-    rest = [session.evaluate([token])[0] for token in ids[33:]]
+    with localds.load(files(name)) as model:
+        session = model.session(context=96, cache_type="f32")
+        session.evaluate(ids[:40])
+        session.evaluate(ids[60:70])
+        session.truncate(33)
+        rest = [session.evaluate([token])[0] for token in ids[33:]]
     assert_close(np.stack(rest), expected[33:])
 
 
@@ -126,7 +142,8 @@ def test_smaller_caches(
     The typical token counts: for a few, rounding turns the choice of an expert.
     """
     ids, expected = golden(name)
-    session = localds.load(files(name)).session(context=96, cache_type=cache_type)
-    logits = session.evaluate(ids, all_logits=True)
+    with localds.load(files(name)) as model:
+        session = model.session(context=96, cache_type=cache_type)
+        logits = session.evaluate(ids, all_logits=True)
     error = np.sqrt(np.mean((logits - expected) ** 2, axis=1))
     assert 0 < np.median(error) < tolerance * expected.std()

@@ -23,6 +23,7 @@ from checkpoints import (
     write_checkpoint,
     yarn,
 )
+from derive_gguf import fused_gate_up, legacy_kv_b
 from llama_cpp import LlamaCpp, find_llama_cpp
 
 import localds
@@ -100,6 +101,9 @@ PRESETS = {
     "v3": ("Q8_0", "Q4_K_M", "Q6_K", "Q2_K"),
     "mixtral": ("Q8_0", "Q4_K_M", "Q6_K", "Q2_K"),
 }
+# Other forms of the V3 model's file.
+DERIVED = {"v3, legacy kv_b": "v3", "v3, fused gate_up": "v3"}
+PRESETS |= dict.fromkeys(DERIVED, ("Q8_0", "Q4_K_M"))
 CASES = [(name, preset) for name, presets in PRESETS.items() for preset in presets]
 
 # The tokens of a text, a byte each (the first tokens of the tiny vocabulary).
@@ -146,7 +150,7 @@ def latent_layer(config: dict[str, Any], layer: int) -> dict[str, tuple[int, ...
         return tensors | swiglu("mlp.", hidden, config["intermediate_size"])
     width = config["moe_intermediate_size"]
     tensors["mlp.gate"] = (experts, hidden)
-    if config["architectures"] == ["DeepseekV3ForCausalLM"]:
+    if "n_group" in config:
         tensors["mlp.gate.e_score_correction_bias"] = (experts,)
     for index in range(experts):
         tensors |= swiglu(f"mlp.experts.{index}.", hidden, width)
@@ -217,6 +221,8 @@ def full_precision(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
     @cache
     def make(name: str) -> Path:
+        if name in DERIVED:
+            return derive(name, make(DERIVED[name]), folder / f"{name}.gguf")
         architecture, values = MODELS[name]
         config = {**values, "architectures": [architecture]}
         weights = {tensor: weight(tensor, shape) for tensor, shape in shapes(config).items()}
@@ -226,6 +232,18 @@ def full_precision(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
         return folder / f"{name}.gguf"
 
     return make
+
+
+def derive(name: str, source: Path, target: Path) -> Path:
+    if name.endswith("fused gate_up"):
+        return fused_gate_up(source, target)
+    config = MODELS[DERIVED[name]][1]
+    kv_b = latent_layer(config, 0)["self_attn.kv_b_proj"]
+    names = [
+        f"model.layers.{layer}.self_attn.kv_b_proj.weight"
+        for layer in range(config["num_hidden_layers"])
+    ]
+    return legacy_kv_b(source, target, config, {name: weight(name, kv_b) for name in names})
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import VARIANTS, Variant, make_weights, token_ids, write_checkpoint
+from checkpoints import (
+    GOLDEN,
+    VARIANTS,
+    Variant,
+    make_weights,
+    token_ids,
+    write_checkpoint,
+)
 
 import localds
 from convert import convert_checkpoint
@@ -43,3 +50,20 @@ def test_against_transformers(tmp_path: Path, name: str, seed: int) -> None:
         difference = np.abs(logits - expected)
         assert difference.max() < TOLERANCE * np.abs(expected).max()
         assert difference.mean() < TOLERANCE * np.abs(expected).mean()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_golden_files_are_current(tmp_path: Path, name: str) -> None:
+    """The committed files are what tests/make_golden.py writes."""
+    pytest.importorskip("torch")
+    from make_golden import write_golden
+
+    write_golden(name, tmp_path)
+    made, kept = tmp_path / name / "tensors.json", GOLDEN / name / "tensors.json"
+    assert made.read_text() == kept.read_text(), "run tests/make_golden.py"
+    with (
+        np.load(tmp_path / name / "logits.npz") as made,
+        np.load(GOLDEN / name / "logits.npz") as kept,
+    ):
+        np.testing.assert_array_equal(made["ids"], kept["ids"])
+        np.testing.assert_allclose(made["logits"], kept["logits"], atol=1e-4)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from localds.template_process import ProcessError, TemplateProcess
@@ -79,8 +80,11 @@ class ChatTemplate:
         self._finalizer: weakref.finalize[[], ChatTemplate] | None = None
 
     def start(self) -> None:
-        """Start the process without waiting for it, so that the first `render` is quick."""
-        with self._lock:
+        """Start the process without waiting for it, so that the first `render` is quick.
+
+        Where it cannot be started, `render` tells.
+        """
+        with self._lock, suppress(ProcessError):
             self._started()
 
     def render(
@@ -100,7 +104,7 @@ class ChatTemplate:
             "bos_token": self.bos,
             "eos_token": self.eos,
             **extra,
-            "messages": list(messages),
+            "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
             "tools": tools,
         }

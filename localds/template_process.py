@@ -34,18 +34,21 @@ class TemplateProcess:
 
     def __init__(self) -> None:
         """Start the process without waiting for it to be ready."""
-        # Isolated, without the caller's working directory or environment; only the way to jinja2.
-        # A session of its own: Ctrl-C in the terminal is the caller's business.
-        self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-I", "-S", str(_WORKER), *_library_folders()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            cwd="/",
-            env={key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ},
-            start_new_session=True,
-        )
+        try:
+            # Isolated, without the caller's working directory or environment; only the way to
+            # jinja2. A session of its own: Ctrl-C in the terminal is the caller's business.
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-I", "-S", str(_WORKER), *_library_folders()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                cwd="/",
+                env={key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ProcessError(f"its process cannot be started: {error}") from None
         self._requests = _unblocked(self._process.stdin)
         self._replies = _unblocked(self._process.stdout)
         self._ready = False

@@ -153,7 +153,9 @@ def limit_cpu_time() -> None:
     """End the process once it has used `_CPU_SECONDS` more."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     soon = int(used.ru_utime + used.ru_stime) + 1 + _CPU_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (soon, resource.RLIM_INFINITY))
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    if hard == resource.RLIM_INFINITY or soon < hard:
+        resource.setrlimit(resource.RLIMIT_CPU, (soon, hard))
 
 
 def watch() -> NoReturn:

@@ -336,6 +336,16 @@ def test_a_process_that_was_killed_is_an_error_and_then_replaced(started: ChatTe
     assert started.render([]) == "<s>"
 
 
+def test_a_process_that_cannot_start_is_an_error_of_render(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    template = ChatTemplate("x", "", "")
+    template.start()
+    with pytest.raises(TemplateError, match="cannot be started"):
+        template.render([])
+
+
 def test_ctrl_c_does_not_reach_the_process(started: ChatTemplate) -> None:
     assert started.render([]) == "<s>"
     assert os.getsid(worker(started)) == worker(started)

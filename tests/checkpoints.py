@@ -265,6 +265,14 @@ def write_checkpoint(
     return folder
 
 
+def write_variant(name: str, folder: Path, **changes: Any) -> Path:
+    """Write the golden checkpoint of a variant, with changes to its config."""
+    variant = VARIANTS[name]
+    weights = make_weights(golden_shapes(name), variant.seed)
+    config = golden_config(name) | changes
+    return write_checkpoint(folder, config, weights, variant.shards, variant.dtype)
+
+
 SPECIALS = ["<|bos|>", "<|eos|>", "<|user|>"]
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("Ġ", "a"), ("e", "r"), ("o", "n")]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gguf
-import ml_dtypes
 import numpy as np
 import pytest
 from checkpoints import (
@@ -15,10 +14,9 @@ from checkpoints import (
     VARIANTS,
     VOCABULARY,
     byte_alphabet,
-    golden_config,
     golden_shapes,
     make_weights,
-    write_checkpoint,
+    write_variant,
 )
 from safetensors.numpy import save_file
 
@@ -102,131 +100,12 @@ PUBLISHED_MIXTRAL = {
 }
 
 
-def checkpoint_of(name: str, folder: Path, **changes: Any) -> Path:
-    variant = VARIANTS[name]
-    weights = make_weights(golden_shapes(name), variant.seed)
-    config = golden_config(name) | changes
-    return write_checkpoint(folder, config, weights, variant.shards, variant.dtype)
-
-
 def rewrite_weights(folder: Path, edit: dict[str, NDArray[np.float32] | None]) -> None:
     """Replace, add, or (with None) remove tensors of a single-file checkpoint."""
     checkpoint = Checkpoint(folder)
     tensors = {name: checkpoint.read(name) for name in checkpoint.tensors} | edit
     present = {name: data for name, data in tensors.items() if data is not None}
     save_file(present, folder / "model.safetensors")
-
-
-# Reading
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
-def test_reads_every_float_type(tmp_path: Path, dtype: str) -> None:
-    values = np.array([[1.5, -2.0, 0.0], [3.25, 1e4, -6e-5]]).astype(ml_dtypes.bfloat16)
-    save_file({"a": values.astype(dtype)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    read = Checkpoint(tmp_path).read("a")
-    assert read.dtype == np.float32
-    np.testing.assert_array_equal(read, values.astype(dtype).astype(np.float32))
-
-
-@pytest.mark.parametrize("shards", [1, 2, 5])
-def test_reads_shards(tmp_path: Path, shards: int) -> None:
-    weights = make_weights(golden_shapes("mixtral"), seed=3)
-    write_checkpoint(tmp_path, {}, weights, shards)
-    assert len(list(tmp_path.glob("*.safetensors"))) == shards
-    checkpoint = Checkpoint(tmp_path)
-    assert checkpoint.tensors.keys() == weights.keys()
-    for name, data in weights.items():
-        np.testing.assert_array_equal(checkpoint.read(name), data)
-
-
-def test_unknown_dtype_is_refused_when_read(tmp_path: Path) -> None:
-    save_file({"ids": np.arange(4)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"'ids' has dtype I64; convert reads F64, F32"):
-        Checkpoint(tmp_path).read("ids")
-
-
-@pytest.mark.parametrize("keep", [0, 5, 8, 40, 5000])
-def test_truncated_file(tmp_path: Path, keep: int) -> None:
-    file = checkpoint_of("v2-lite", tmp_path) / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*truncated"):
-        Checkpoint(tmp_path)
-
-
-def test_file_that_lacks_its_last_byte(tmp_path: Path) -> None:
-    file = checkpoint_of("v2-lite", tmp_path) / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"ends at byte .* truncated, download it again"):
-        Checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        b"\xff\xfe",
-        b"[]",
-        b'{"a": 1}',
-        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}',
-        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
-        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}',
-        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}',
-    ],
-)
-def test_damaged_header(tmp_path: Path, header: bytes) -> None:
-    data = len(header).to_bytes(8, "little") + header + bytes(64)
-    (tmp_path / "model.safetensors").write_bytes(data)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="damaged header"):
-        Checkpoint(tmp_path)
-
-
-def test_missing_shard(tmp_path: Path) -> None:
-    checkpoint_of("mixtral", tmp_path)
-    (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.*listed in the index"):
-        Checkpoint(tmp_path)
-
-
-def test_tensor_in_two_shards(tmp_path: Path) -> None:
-    checkpoint_of("mixtral", tmp_path)
-    first = (tmp_path / "model-00001-of-00002.safetensors").read_bytes()
-    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(first)
-    with pytest.raises(CheckpointError, match="is also in model-00001-of-00002"):
-        Checkpoint(tmp_path)
-
-
-def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"config\.json: no such file; is this a whole checkpoint"
-    ):
-        Checkpoint(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
-        Checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("content", ["{", "[1]", "\x00"])
-def test_damaged_config(tmp_path: Path, content: str) -> None:
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.json: (not valid JSON|expected a JSON)"):
-        Checkpoint(tmp_path)
-
-
-def test_config_values_are_checked() -> None:
-    config = Config({"a": True, "b": 3, "c": None, "d": {"e": "x"}})
-    with pytest.raises(CheckpointError, match=r"config\.json: a is True, expected int"):
-        config.integer("a")
-    with pytest.raises(CheckpointError, match=r"config\.json: c is missing"):
-        config.integer("c")
-    with pytest.raises(CheckpointError, match=r"config\.json: d: e is 'x', expected int or float"):
-        config.section("d").number("e")
-    assert config.number("b") == 3.0
-    assert config.integers("b") == [3]
-    assert config.integer("c", 7) == 7
-    assert "c" not in config
 
 
 # Metadata
@@ -384,7 +263,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]
 
 def test_deepseek_tensors(tmp_path: Path) -> None:
     weights = make_weights(golden_shapes("v3"), VARIANTS["v3"].seed)
-    convert_checkpoint(checkpoint_of("v3", tmp_path / "v3"), tmp_path / "v3.gguf", pre="x")
+    convert_checkpoint(write_variant("v3", tmp_path / "v3"), tmp_path / "v3.gguf", pre="x")
     fields, tensors = read_gguf(tmp_path / "v3.gguf")
 
     def equal(name: str, source: str) -> None:
@@ -428,7 +307,7 @@ def test_deepseek_tensors(tmp_path: Path) -> None:
 
 def test_mixtral_tensors(tmp_path: Path) -> None:
     weights = make_weights(golden_shapes("mixtral"), VARIANTS["mixtral"].seed)
-    convert_checkpoint(checkpoint_of("mixtral", tmp_path / "m"), tmp_path / "m.gguf", pre="x")
+    convert_checkpoint(write_variant("mixtral", tmp_path / "m"), tmp_path / "m.gguf", pre="x")
     fields, tensors = read_gguf(tmp_path / "m.gguf")
     assert fields["general.architecture"] == "llama"
     assert len(tensors) == 3 + 3 * 10
@@ -443,7 +322,7 @@ def test_mixtral_tensors(tmp_path: Path) -> None:
 
 def test_value_types_of_keys(tmp_path: Path) -> None:
     """Readers refuse scalars of another type than the one they expect."""
-    convert_checkpoint(checkpoint_of("v3", tmp_path / "v3"), tmp_path / "v3.gguf", pre="x")
+    convert_checkpoint(write_variant("v3", tmp_path / "v3"), tmp_path / "v3.gguf", pre="x")
     fields = gguf.GGUFReader(tmp_path / "v3.gguf").fields
     types = gguf.GGUFValueType
     for key, kind in {
@@ -457,7 +336,7 @@ def test_value_types_of_keys(tmp_path: Path) -> None:
 
 
 def test_tied_embeddings_have_no_output(tmp_path: Path) -> None:
-    folder = checkpoint_of("v2-tied", tmp_path)
+    folder = write_variant("v2-tied", tmp_path)
     weights = make_weights(golden_shapes("v2-tied"), 1)
     rewrite_weights(folder, {"lm_head.weight": weights["model.embed_tokens.weight"]})
     assert "output.weight" not in {target.name for target in plan(Checkpoint(folder))}
@@ -467,7 +346,7 @@ def test_tied_embeddings_have_no_output(tmp_path: Path) -> None:
 
 
 def test_missing_tensor(tmp_path: Path) -> None:
-    folder = checkpoint_of("v2-lite", tmp_path)
+    folder = write_variant("v2-lite", tmp_path)
     missing = "model.layers.2.mlp.experts.5.up_proj.weight"
     rewrite_weights(folder, {missing: None})
     with pytest.raises(CheckpointError, match=rf"no tensor '{missing}'"):
@@ -476,7 +355,7 @@ def test_missing_tensor(tmp_path: Path) -> None:
 
 
 def test_leftover_tensors(tmp_path: Path) -> None:
-    folder = checkpoint_of("v2-lite", tmp_path)
+    folder = write_variant("v2-lite", tmp_path)
     bias = {f"model.layers.{i}.self_attn.o_proj.bias": np.ones(64, np.float32) for i in range(3)}
     rewrite_weights(folder, bias)
     with pytest.raises(
@@ -489,7 +368,7 @@ def test_leftover_tensors(tmp_path: Path) -> None:
 
 
 def test_extra_layers_and_stored_frequencies_are_left_out(tmp_path: Path) -> None:
-    folder = checkpoint_of("v2-lite", tmp_path)
+    folder = write_variant("v2-lite", tmp_path)
     before = plan(Checkpoint(folder))
     ignored = {
         "model.layers.3.eh_proj.weight": np.ones((4, 8), np.float32),
@@ -511,7 +390,7 @@ def test_extra_layers_and_stored_frequencies_are_left_out(tmp_path: Path) -> Non
 def test_shape_that_does_not_fit(
     tmp_path: Path, name: str, tensor: str, shape: tuple[int, int]
 ) -> None:
-    folder = checkpoint_of(name, tmp_path)
+    folder = write_variant(name, tmp_path)
     rewrite_weights(folder, {tensor: np.zeros(shape, np.float32)})
     with pytest.raises(CheckpointError, match=rf"'{tensor}' has shape \({shape[0]}, {shape[1]}\)"):
         plan(Checkpoint(folder))
@@ -521,7 +400,7 @@ def test_shape_that_does_not_fit(
 
 
 def test_vocabulary(tmp_path: Path) -> None:
-    folder = checkpoint_of("v2-lite", tmp_path / "v2")
+    folder = write_variant("v2-lite", tmp_path / "v2")
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     convert_checkpoint(folder, tmp_path / "out.gguf", pre="deepseek-llm")
     fields, _ = read_gguf(tmp_path / "out.gguf")
@@ -540,7 +419,7 @@ def test_vocabulary(tmp_path: Path) -> None:
 
 
 def test_template_in_a_file_of_its_own(tmp_path: Path) -> None:
-    folder = checkpoint_of("v2-lite", tmp_path / "v2")
+    folder = write_variant("v2-lite", tmp_path / "v2")
     (folder / "chat_template.jinja").write_text("{{ 'ä' }}", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text("{}")
     convert_checkpoint(folder, tmp_path / "out.gguf", pre="x")
@@ -548,7 +427,7 @@ def test_template_in_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 def test_failure_while_writing_leaves_no_file(tmp_path: Path) -> None:
-    folder = checkpoint_of("v2-lite", tmp_path / "v2")
+    folder = write_variant("v2-lite", tmp_path / "v2")
     scales = {"model.norm.weight": np.ones(64, np.int32)}
     rewrite_weights(folder, scales)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="dtype I32"):
@@ -567,7 +446,7 @@ def test_failure_while_writing_leaves_no_file(tmp_path: Path) -> None:
     ],
 )
 def test_vocabulary_that_does_not_fit(tmp_path: Path, content: str | None, message: str) -> None:
-    folder = checkpoint_of("v2-lite", tmp_path)
+    folder = write_variant("v2-lite", tmp_path)
     if content is None:
         (folder / "tokenizer.json").unlink()
     else:

@@ -14,7 +14,7 @@ from checkpoints import (
     golden_config,
     golden_shapes,
     make_weights,
-    write_checkpoint,
+    write_variant,
 )
 from derive_gguf import extra_layer, fused_gate_up, legacy_kv_b
 
@@ -52,11 +52,8 @@ def golden(name: str) -> tuple[list[int], Logits]:
 
 def convert_variant(name: str, folder: Path) -> Path:
     """Write the variant's checkpoint and convert it."""
-    variant = VARIANTS[name]
-    weights = make_weights(golden_shapes(name), variant.seed)
-    write_checkpoint(folder / name, golden_config(name), weights, variant.shards, variant.dtype)
     path = folder / f"{name}.gguf"
-    convert_checkpoint(folder / name, path, pre=variant.pre)
+    convert_checkpoint(write_variant(name, folder / name), path, pre=VARIANTS[name].pre)
     return path
 
 

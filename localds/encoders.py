@@ -182,14 +182,14 @@ def _pair(merge: str) -> tuple[str, str]:
 
 
 def _merges_by_rank(ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Merges of a vocabulary whose ids are ranks, as tiktoken uses it.
+    """Merges of a vocabulary, in order of id, whose ids are ranks, as tiktoken uses it.
 
     It joins whichever neighbours make the lowest-ranked token, so every split of a token into two
     tokens is a merge of that token's rank.
     """
     return [
         (text[:cut], text[cut:])
-        for text in sorted(ids, key=ids.__getitem__)
+        for text in ids
         for cut in range(1, len(text))
         if text[:cut] in ids and text[cut:] in ids
     ]

@@ -43,6 +43,7 @@ CORPUS = [
     "<\uff5cUser\uff5c> <｜end▁of▁sentence> <｜ begin▁of▁sentence ｜> <|begin_of_text|>",
     "▁▁ lower one eighth block ▁ Ġ Ċ ĉ literal alphabet",
     "https://example.com/path?q=1&r=%20#frag user@example.org C:\\Users\\me\\file.txt",
+    "else {\n//x}\n/**\n*/ a!\n/b ./\r\n/ \n/",
     "ooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooo",
     "\t" * 33 + " " * 129 + "\n" * 17,
     "'s 'S 'll 'LL 'Ll x's x'S X'S 'ſ",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localds.sampling import Sampler, SamplingParams, StopMatcher
+from localds.sampling import Sampler, SamplingParams, StopMatcher, _draw
 
 SOME = np.array([2.0, -1.0, 0.5, 3.0, 0.5, -4.0], np.float32)
 
@@ -113,6 +113,14 @@ def test_a_large_vocabulary_is_drawn_from_as_a_small_one() -> None:
     counts[rare] = 0
     probabilities[rare] = 0
     assert_distribution(counts, probabilities / probabilities.sum())
+
+
+def test_the_ends_of_the_random_numbers_draw_tokens_that_are_possible() -> None:
+    for size in (5, 1000):
+        weights = np.zeros(size, np.float32)
+        weights[[2, size - 3]] = 0.1
+        assert _draw(weights, 0.0) == 2
+        assert _draw(weights, np.nextafter(1.0, 0.0)) == size - 3
 
 
 @settings(max_examples=150, deadline=None)

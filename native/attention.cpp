@@ -12,8 +12,8 @@
 namespace localds {
 namespace {
 
-constexpr int64_t kQueryTile = 64;    // query rows of a task
-constexpr int64_t kContextTile = 64;  // cached rows converted to float at a time
+constexpr int64_t kQueryTile = 64;    // query rows multiplied with a block at a time
+constexpr int64_t kContextTile = 64;  // cached rows of a block
 // Few query rows do not make enough tasks: then the context is cut too. A constant, so that
 // results do not depend on the machine.
 constexpr int64_t kWantedTasks = 32;
@@ -22,24 +22,21 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A thread's memory.
+// A thread's memory, for up to `rows` query rows.
 struct TileScratch {
-  float* keys;
-  float* values;
+  float* source;
   float* scores;   // [kQueryTile, kContextTile]
-  float* context;  // [kQueryTile, value_width], weighted by exp(score - maximum)
-  float* maximum;  // [kQueryTile]
-  float* sum;      // [kQueryTile]
+  float* context;  // [rows, value_width], weighted by exp(score - maximum)
+  float* maximum;  // [rows]
+  float* sum;      // [rows]
 };
 
-TileScratch take_tile_scratch(const AttentionShape& shape, Scratch& scratch) {
-  const int64_t values = shape.values_in_keys ? 0 : kContextTile * shape.value_width;
-  return {scratch.take<float>(kContextTile * shape.key_width),
-          scratch.take<float>(values),
+TileScratch take_tile_scratch(const AttentionShape& shape, const KeySource& source, int64_t rows,
+                              Scratch& scratch) {
+  return {scratch.take<float>(source.work_size(kContextTile)),
           scratch.take<float>(kQueryTile * kContextTile),
-          scratch.take<float>(kQueryTile * shape.value_width),
-          scratch.take<float>(kQueryTile),
-          scratch.take<float>(kQueryTile)};
+          scratch.take<float>(rows * shape.value_width), scratch.take<float>(rows),
+          scratch.take<float>(rows)};
 }
 
 float max_of(const float* x, int64_t n) {
@@ -76,7 +73,7 @@ void softmax_step(float* scores, int64_t visible, int64_t n, float* maximum, flo
 // Everything about one call.
 struct Attention {
   const AttentionShape& shape;
-  const CacheRows& cache;
+  const KeySource& source;
   int64_t past;
   int64_t n;
   const float* q;
@@ -90,40 +87,50 @@ struct Attention {
     return out + (token * shape.groups * shape.queries + head) * shape.value_width;
   }
 
-  void tile(int64_t group, int64_t row0, int64_t row1, int64_t begin, int64_t end,
-            const TileScratch& t) const;
+  void range(int64_t group, int64_t row0, int64_t row1, int64_t begin, int64_t end,
+             const TileScratch& t) const;
+  void tile(int64_t group, int64_t row0, int64_t row1, int64_t at, int64_t size,
+            const KeyValues& block, float* scores, float* context, float* maximum,
+            float* sum) const;
 };
 
 // Query rows [row0, row1) of `group` over the cached rows [begin, end), into t.context, t.maximum
 // and t.sum.
-void Attention::tile(int64_t group, int64_t row0, int64_t row1, int64_t begin, int64_t end,
-                     const TileScratch& t) const {
-  const int64_t m = row1 - row0;
-  const float* queries = q + (group * rows() + row0) * shape.key_width;
-  std::fill(t.context, t.context + m * shape.value_width, 0.0f);
-  std::fill(t.maximum, t.maximum + m, kNothing);
-  std::fill(t.sum, t.sum + m, 0.0f);
+void Attention::range(int64_t group, int64_t row0, int64_t row1, int64_t begin, int64_t end,
+                      const TileScratch& t) const {
+  std::fill_n(t.context, (row1 - row0) * shape.value_width, 0.0f);
+  std::fill_n(t.maximum, row1 - row0, kNothing);
+  std::fill_n(t.sum, row1 - row0, 0.0f);
 
   end = std::min(end, visible(row1 - 1));
+  if (begin < end) source.start(group, t.source);
   for (int64_t at = begin; at < end; at += kContextTile) {
     const int64_t size = std::min(kContextTile, end - at);
-    const CachedFloats keys =
-        read_cache(cache, at, at + size, group * shape.key_width, shape.key_width, t.keys);
-    const CachedFloats values =
-        shape.values_in_keys
-            ? keys
-            : read_cache(cache, at, at + size, shape.value_offset + group * shape.value_width,
-                         shape.value_width, t.values);
-    kernels().gemm_nt(m, size, shape.key_width, queries, shape.key_width, keys.data, keys.stride,
-                      t.scores, kContextTile);
-    for (int64_t i = 0; i < m; ++i) {
-      const int64_t seen = std::clamp<int64_t>(visible(row0 + i) - at, 0, size);
-      softmax_step(t.scores + i * kContextTile, seen, size, t.maximum + i, t.sum + i,
-                   t.context + i * shape.value_width, shape.value_width);
+    const KeyValues block = source.read(group, at, at + size, t.source);
+    for (int64_t row = row0; row < row1; row += kQueryTile) {
+      const int64_t last = std::min(row1, row + kQueryTile);
+      if (visible(last - 1) <= at) continue;
+      const int64_t i = row - row0;
+      tile(group, row, last, at, size, block, t.scores, t.context + i * shape.value_width,
+           t.maximum + i, t.sum + i);
     }
-    kernels().gemm_nn(m, shape.value_width, size, t.scores, kContextTile, values.data,
-                      values.stride, t.context, shape.value_width);
   }
+}
+
+// One tile of query rows over one block.
+void Attention::tile(int64_t group, int64_t row0, int64_t row1, int64_t at, int64_t size,
+                     const KeyValues& block, float* scores, float* context, float* maximum,
+                     float* sum) const {
+  const float* queries = q + (group * rows() + row0) * shape.key_width;
+  kernels().gemm_nt(row1 - row0, size, shape.key_width, queries, shape.key_width, block.keys.data,
+                    block.keys.stride, scores, kContextTile);
+  for (int64_t i = 0; i < row1 - row0; ++i) {
+    const int64_t seen = std::clamp<int64_t>(visible(row0 + i) - at, 0, size);
+    softmax_step(scores + i * kContextTile, seen, size, maximum + i, sum + i,
+                 context + i * shape.value_width, shape.value_width);
+  }
+  kernels().gemm_nn(row1 - row0, shape.value_width, size, scores, kContextTile, block.values.data,
+                    block.values.stride, context, shape.value_width);
 }
 
 // What the tasks of a context cut in `chunks` leave behind.
@@ -159,15 +166,27 @@ struct Partials {
 
 }  // namespace
 
-void attend(const AttentionShape& shape, const CacheRows& cache, int64_t past, int64_t n,
+int64_t CachedKeys::work_size(int64_t rows) const {
+  return rows * (shape_.key_width + (value_offset_ == 0 ? 0 : shape_.value_width));
+}
+
+KeyValues CachedKeys::read(int64_t group, int64_t row0, int64_t row1, float* work) const {
+  const int64_t key_width = shape_.key_width;
+  const FloatTile keys = read_cache(cache_, row0, row1, group * key_width, key_width, work);
+  if (value_offset_ == 0) return {keys, keys};
+  return {keys, read_cache(cache_, row0, row1, value_offset_ + group * shape_.value_width,
+                           shape_.value_width, work + (row1 - row0) * key_width)};
+}
+
+void attend(const AttentionShape& shape, const KeySource& source, int64_t past, int64_t n,
             const float* q, float* out, Scratch& scratch) {
-  const Attention attention{shape, cache, past, n, q, out};
+  const Attention attention{shape, source, past, n, q, out};
   const int64_t rows = attention.rows();
-  const int64_t tiles = ceil_div(rows, kQueryTile);
-  const int64_t context_tiles = ceil_div(past + n, kContextTile);
-  const int64_t wanted =
-      std::clamp<int64_t>(kWantedTasks / (shape.groups * tiles), 1, context_tiles);
-  const int64_t chunk = ceil_div(context_tiles, wanted) * kContextTile;
+  const int64_t range_rows = std::min(rows, source.query_rows());
+  const int64_t ranges = ceil_div(rows, range_rows);
+  const int64_t blocks = ceil_div(past + n, kContextTile);
+  const int64_t wanted = std::clamp<int64_t>(kWantedTasks / (shape.groups * ranges), 1, blocks);
+  const int64_t chunk = ceil_div(blocks, wanted) * kContextTile;
   const int64_t chunks = ceil_div(past + n, chunk);
 
   Partials partials{chunks, rows, shape.value_width, nullptr, nullptr, nullptr};
@@ -178,16 +197,18 @@ void attend(const AttentionShape& shape, const CacheRows& cache, int64_t past, i
     partials.sum = scratch.take<float>(count);
   }
   TileScratch* tile_scratch = scratch.take<TileScratch>(scratch.threads());
-  for (int i = 0; i < scratch.threads(); ++i) tile_scratch[i] = take_tile_scratch(shape, scratch);
+  for (int i = 0; i < scratch.threads(); ++i) {
+    tile_scratch[i] = take_tile_scratch(shape, source, range_rows, scratch);
+  }
 
   auto task = [&](int64_t i, int thread) {
     const int64_t part = i % chunks;
     const int64_t group = i / chunks % shape.groups;
     // Late tokens see more: theirs are the long tasks, and go first.
-    const int64_t row0 = (tiles - 1 - i / chunks / shape.groups) * kQueryTile;
-    const int64_t row1 = std::min(rows, row0 + kQueryTile);
+    const int64_t row0 = (ranges - 1 - i / chunks / shape.groups) * range_rows;
+    const int64_t row1 = std::min(rows, row0 + range_rows);
     const TileScratch& t = tile_scratch[thread];
-    attention.tile(group, row0, row1, part * chunk, (part + 1) * chunk, t);
+    attention.range(group, row0, row1, part * chunk, (part + 1) * chunk, t);
     for (int64_t row = row0; row < row1; ++row) {
       const int64_t j = row - row0;
       const float* context = t.context + j * shape.value_width;
@@ -195,12 +216,12 @@ void attend(const AttentionShape& shape, const CacheRows& cache, int64_t past, i
         partials.store(group, row, part, context, t.maximum[j], t.sum[j]);
       } else {
         float* to = attention.out_row(group, row);
-        std::copy(context, context + shape.value_width, to);
+        std::copy_n(context, shape.value_width, to);
         kernels().scale(1.0f / t.sum[j], shape.value_width, to);
       }
     }
   };
-  ThreadPool::instance().run(tiles * shape.groups * chunks, std::ref(task));
+  ThreadPool::instance().run(ranges * shape.groups * chunks, std::ref(task));
 
   if (chunks > 1) {
     parallel_rows(shape.groups * rows, chunks * shape.value_width,

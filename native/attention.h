@@ -8,21 +8,55 @@
 
 namespace localds {
 
-// `groups` of `queries` heads each; the heads of group g share its keys, columns
-// [g * key_width, (g + 1) * key_width) of a cached row, and its values, columns
-// [value_offset + g * value_width, ...). MLA is one group whose values are a part of its keys.
+// `groups` of `queries` heads each; the heads of a group share its keys and values.
 struct AttentionShape {
   int64_t groups;
   int64_t queries;
   int64_t key_width;
   int64_t value_width;
-  int64_t value_offset;
-  bool values_in_keys;
+};
+
+struct KeyValues {
+  FloatTile keys;    // [rows, key_width]
+  FloatTile values;  // [rows, value_width]
+};
+
+// Where keys and values come from. Used by several threads, each with its own `work`.
+class KeySource {
+ public:
+  virtual ~KeySource() = default;
+
+  // Floats of `work` for blocks of up to `rows` rows.
+  virtual int64_t work_size(int64_t rows) const = 0;
+  // Query rows that make reading a block worth while.
+  virtual int64_t query_rows() const = 0;
+  // Called once before the blocks of a group.
+  virtual void start(int64_t group, float* work) const = 0;
+  // The cached rows [row0, row1) as `group` sees them.
+  virtual KeyValues read(int64_t group, int64_t row0, int64_t row1, float* work) const = 0;
+};
+
+// Keys and values that lie in the cache as they are: for group g, columns [g * key_width, ...) and
+// [value_offset + g * value_width, ...). With an offset of 0 the values are a part of the keys.
+class CachedKeys : public KeySource {
+ public:
+  CachedKeys(const AttentionShape& shape, const CacheRows& cache, int64_t value_offset)
+      : shape_(shape), cache_(cache), value_offset_(value_offset) {}
+
+  int64_t work_size(int64_t rows) const override;
+  int64_t query_rows() const override { return 64; }
+  void start(int64_t, float*) const override {}
+  KeyValues read(int64_t group, int64_t row0, int64_t row1, float* work) const override;
+
+ private:
+  AttentionShape shape_;
+  CacheRows cache_;
+  int64_t value_offset_;
 };
 
 // q [groups, n * queries, key_width], scaled, rows ordered by token, then head: token t attends to
-// the rows [0, past + t] of the cache. out [n, groups * queries, value_width].
-void attend(const AttentionShape& shape, const CacheRows& cache, int64_t past, int64_t n,
+// the cached rows [0, past + t]. out [n, groups * queries, value_width].
+void attend(const AttentionShape& shape, const KeySource& source, int64_t past, int64_t n,
             const float* q, float* out, Scratch& scratch);
 
 }  // namespace localds

@@ -21,13 +21,13 @@ struct CacheRows {
 // `slice` values, and has room for `n` rows from `past` on.
 void check_cache(const CacheRows& cache, int64_t width, int64_t slice, int64_t past, int64_t n);
 
-struct CachedFloats {
+struct FloatTile {
   const float* data;
   int64_t stride;
 };
 
 // Columns [col, col + width) of rows [row0, row1) as floats; `buffer` has room for them.
-CachedFloats read_cache(const CacheRows& cache, int64_t row0, int64_t row1, int64_t col,
+FloatTile read_cache(const CacheRows& cache, int64_t row0, int64_t row1, int64_t col,
                         int64_t width, float* buffer);
 
 }  // namespace localds

@@ -47,8 +47,8 @@ void GqaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past
   run_products(scratch, products);
   position_rows(q, kv, n, cache, past, grouped, scratch);
 
-  const AttentionShape shape{kv_heads_, heads_ / kv_heads_, head_, head_, kv_width, false};
-  attend(shape, cache, past, n, grouped, q, scratch);
+  const AttentionShape shape{kv_heads_, heads_ / kv_heads_, head_, head_};
+  attend(shape, CachedKeys(shape, cache, kv_width), past, n, grouped, q, scratch);
   const Activations values =
       activations(scratch.activations(0), q, n, q_width, q_width, needs_int8(w.output));
   add_product(scratch, w.output, values, hidden_rows, x);

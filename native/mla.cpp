@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels.h"
+#include "mla_expanded.h"
 #include "scratch.h"
 
 namespace localds {
@@ -21,13 +22,13 @@ struct MlaLayer::Call {
   int64_t row = layer.kv_rank_ + layer.rope_width_;
   float* q = scratch.take<float>(n * heads * head);
   float* kv = scratch.take<float>(n * row);
-  float* absorbed = scratch.take<float>(n * heads * row);  // [n, heads, kv_rank + rope]
-  int32_t* head_rows = scratch.take<int32_t>(heads * n);   // rows of head h in [n, heads, ...]
 
   void project(const Activations& x);
   void position_rows();
-  void absorb_queries();
-  Activations attend_and_expand();
+  bool expanding_pays() const;
+  void attend_expanded(float* values);
+  void attend_absorbed(float* values);
+  void absorb_queries(const int32_t* head_rows, float* absorbed);
 };
 
 MlaLayer::MlaLayer(MlaWeights weights, Rope rope, float softmax_scale)
@@ -61,9 +62,16 @@ void MlaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past
   Call call{*this, scratch, n, cache, past};
   call.project(normalized(scratch.activations(0), w.norm, x, n, hidden_rows, int8));
   call.position_rows();
-  call.absorb_queries();
-  const Activations values = call.attend_and_expand();
-  add_product(scratch, w.output, values, hidden_rows, x);
+  const int64_t width = heads_ * value_;
+  float* values = scratch.take<float>(n * width);
+  if (call.expanding_pays()) {
+    call.attend_expanded(values);
+  } else {
+    call.attend_absorbed(values);
+  }
+  const Activations in =
+      activations(scratch.activations(0), values, n, width, width, needs_int8(w.output));
+  add_product(scratch, w.output, in, hidden_rows, x);
 }
 
 // q and kv from the normalized hidden states.
@@ -104,18 +112,66 @@ void MlaLayer::Call::position_rows() {
 
       for (int64_t h = 0; h < heads; ++h) {
         float* query = q + (t * heads + h) * head;
-        float* to = absorbed + (t * heads + h) * row + layer.kv_rank_;
         kernels().scale(layer.softmax_scale_, head, query);
         rotate(query + layer.nope_, angles, rope.pairs());
-        std::copy(query + layer.nope_, query + head, to);
-        head_rows[h * n + t] = static_cast<int32_t>(t * heads + h);
       }
     }
   });
 }
 
+// Whether expanded keys and values cost less, in multiplications of a head: with n tokens that see
+// some `seen` rows each, of past + n in all.
+bool MlaLayer::Call::expanding_pays() const {
+  const double seen = static_cast<double>(past) + static_cast<double>(n) / 2;
+  const auto tokens = static_cast<double>(n);
+  const auto expansion = static_cast<double>(layer.kv_rank_ * (layer.nope_ + layer.value_));
+  // Absorbing multiplies by the same matrices, in int8: some three times as fast.
+  const double absorbed =
+      tokens * (seen * static_cast<double>(row + layer.kv_rank_) + expansion / 3);
+  const double expanded = tokens * seen * static_cast<double>(head + layer.value_) +
+                          static_cast<double>(past + n) * expansion;
+  return expanded < absorbed;
+}
+
+void MlaLayer::Call::attend_expanded(float* values) {
+  const AttentionShape shape{heads, 1, head, layer.value_};
+  float* by_head = scratch.take<float>(heads * n * head);
+  parallel_rows(heads * n, head, [&](int64_t i0, int64_t i1, int) {
+    for (int64_t i = i0; i < i1; ++i) {
+      std::copy_n(q + (i % n * heads + i / n) * head, head, by_head + i * head);
+    }
+  });
+  const ExpandedLatents source(layer.weights_.k_b, layer.weights_.v_b, layer.rope_width_, cache);
+  attend(shape, source, past, n, by_head, values, scratch);
+}
+
+// Attention over the latents themselves, and each head's v_b on its context.
+void MlaLayer::Call::attend_absorbed(float* values) {
+  const Matrix& v_b = layer.weights_.v_b;
+  const int64_t rank = layer.kv_rank_;
+  int32_t* head_rows = scratch.take<int32_t>(heads * n);  // rows of head h in [n, heads, ...]
+  for (int64_t i = 0; i < heads * n; ++i) {
+    head_rows[i] = static_cast<int32_t>(i % n * heads + i / n);
+  }
+  float* absorbed = scratch.take<float>(n * heads * row);  // [n, heads, kv_rank + rope]
+  absorb_queries(head_rows, absorbed);
+
+  const AttentionShape shape{1, heads, row, rank};
+  float* context = scratch.take<float>(n * heads * rank);
+  attend(shape, CachedKeys(shape, cache, 0), past, n, absorbed, context, scratch);
+
+  const Activations contexts =
+      activations(scratch.activations(1), context, n * heads, rank, rank, needs_int8(v_b));
+  Product* products = scratch.take<Product>(heads);
+  for (int64_t h = 0; h < heads; ++h) {
+    products[h] = {
+        &v_b, h, &contexts, head_rows + h * n, n, values + h * layer.value_, heads * layer.value_};
+  }
+  run_products(scratch, {products, static_cast<size_t>(heads)});
+}
+
 // The position-free part of each query times its head's k_b: now it meets the latent directly.
-void MlaLayer::Call::absorb_queries() {
+void MlaLayer::Call::absorb_queries(const int32_t* head_rows, float* absorbed) {
   const Matrix& k_b = layer.weights_.k_b;
   const Activations queries =
       activations(scratch.activations(1), q, n * heads, layer.nope_, head, needs_int8(k_b));
@@ -124,27 +180,10 @@ void MlaLayer::Call::absorb_queries() {
     products[h] = {&k_b, h, &queries, head_rows + h * n, n, absorbed + h * row, heads * row};
   }
   run_products(scratch, {products, static_cast<size_t>(heads)});
-}
-
-// Attention over the latents, and each head's v_b on its context.
-Activations MlaLayer::Call::attend_and_expand() {
-  const Matrix& v_b = layer.weights_.v_b;
-  const int64_t rank = layer.kv_rank_;
-  const AttentionShape shape{1, heads, row, rank, 0, true};
-  float* context = scratch.take<float>(n * heads * rank);
-  attend(shape, cache, past, n, absorbed, context, scratch);
-
-  const Activations contexts =
-      activations(scratch.activations(1), context, n * heads, rank, rank, needs_int8(v_b));
-  const int64_t width = heads * layer.value_;
-  float* values = scratch.take<float>(n * width);
-  Product* products = scratch.take<Product>(heads);
-  for (int64_t h = 0; h < heads; ++h) {
-    products[h] = {&v_b, h, &contexts, head_rows + h * n, n, values + h * layer.value_, width};
+  for (int64_t i = 0; i < n * heads; ++i) {
+    const float* rotated = q + i * head + layer.nope_;
+    std::copy_n(rotated, layer.rope_width_, absorbed + i * row + layer.kv_rank_);
   }
-  run_products(scratch, {products, static_cast<size_t>(heads)});
-  const bool int8 = needs_int8(layer.weights_.output);
-  return activations(scratch.activations(0), values, n, width, width, int8);
 }
 
 }  // namespace localds

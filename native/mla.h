@@ -1,5 +1,6 @@
-// Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1) in its absorbed form:
-// queries are taken into the space of the latent, so that keys and values are never expanded.
+// Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1), usually in its absorbed
+// form: queries are taken into the space of the latent. For many tokens at once, keys and values
+// are expanded instead, a block at a time.
 #pragma once
 
 #include <cstdint>

@@ -13,6 +13,8 @@
 namespace localds {
 namespace {
 
+constexpr size_t kAlignment = 64;
+
 // Up to this many tokens reading a row again from the cache costs less than repacking it.
 constexpr int64_t kGemvTokens = 6;
 
@@ -103,19 +105,22 @@ void* thread_scratch(size_t bytes) {
 void ActivationBuffer::reserve(const float* x, int64_t rows, int64_t cols, int64_t stride) {
   const int64_t padded = round_up(cols, kSpan);
   const auto elements = static_cast<size_t>(rows * padded);
-  if (q_.size() < elements) {
-    q_.resize(elements);
+  if (scale_.size() < elements / kGroup) {
+    // Vectors that cross cache lines would be loaded at half the speed.
+    q_.resize(elements + kAlignment);
+    const auto address = reinterpret_cast<uintptr_t>(q_.data());
+    aligned_q_ = q_.data() + (kAlignment - address % kAlignment) % kAlignment;
     scale_.resize(elements / kGroup);
     sum_.resize(elements / kHalfGroup);
   }
-  view_ = {rows, cols, x, stride, q_.data(), scale_.data(), sum_.data(), padded};
+  view_ = {rows, cols, x, stride, aligned_q_, scale_.data(), sum_.data(), padded};
 }
 
 void ActivationBuffer::quantize(int64_t row0, int64_t row1) {
   const int64_t padded = view_.q_stride;
   for (int64_t r = row0; r < row1; ++r) {
     kernels().quantize_activations(view_.f32 + r * view_.f32_stride, view_.cols, padded,
-                                   q_.data() + r * padded, scale_.data() + r * padded / kGroup,
+                                   aligned_q_ + r * padded, scale_.data() + r * padded / kGroup,
                                    sum_.data() + r * padded / kHalfGroup);
   }
 }

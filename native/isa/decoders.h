@@ -6,57 +6,107 @@
 //   kHalves      whether scales (and mins) go with 16 elements instead of 32
 //   kMin         whether there are mins; if not, kZero is the byte that means zero
 //   kWide        whether bytes exceed 127: then they are signed where `dot` wants that
-//   group(span, g)           the bytes of group g, for a decoder of 256-element blocks g should be
-//                            known at compile time
-//   scales(span, groups, s, m)  s[0] (first halves), s[1] (second halves, if kHalves), m likewise
+//   quads(span, part, groups, first, second)   128 of the bytes; `part` is 0 or 1
+//   scales(span, groups, s, m)   s[0] (first halves), s[1] (second halves, if kHalves), m likewise
 // and, where blocks have 32 elements, kBlockBytes: a row may end inside a span, after `groups`.
+//
+// The bytes come in chunks of 16, half a group each. With kHalves they are in order. Otherwise part
+// p has the first halves of groups p, p + 2, p + 4, p + 6, then their second halves: that is how
+// nibbles fall apart, and it lets four lanes add up a whole group.
 #pragma once
 
 #include "formats.h"
+#include "isa/tables.h"
 
 namespace localds::LOCALDS_ISA {
 
-// Adds 128 to signed bytes where `dot` wants unsigned ones.
+constexpr int kSpanGroups = kSpan / kGroup;
+
+// Where the chunk of a group's first or second half lies among the bytes of a span.
+template <class D>
+constexpr int64_t chunk_offset(int64_t group, int64_t half) {
+  const int64_t g = group % kSpanGroups;
+  return group / kSpanGroups * kSpan +
+         kHalfGroup * (D::kHalves ? 2 * g + half : g % 2 * 8 + half * 4 + g / 2);
+}
+
+// Added to signed bytes where `dot` wants unsigned ones.
 constexpr int kWideZero = kWideUnsigned ? 128 : 0;
 
-struct WideTable {
+struct Table {
   int8_t values[16];
 };
-constexpr WideTable shifted_table(const int8_t (&values)[16], int shift) {
-  WideTable table = {};
+constexpr Table shifted(const int8_t (&values)[16], int shift) {
+  Table table = {};
   for (int i = 0; i < 16; ++i) table.values[i] = static_cast<int8_t>(values[i] + shift);
   return table;
 }
-constexpr WideTable kIq4Table = shifted_table(kIq4Values, kWideZero);
-constexpr WideTable kFp4Table = shifted_table(kFp4Doubled, 12);
+constexpr Table kIq4Table = shifted(kIq4Values, kWideZero);
+constexpr Table kFp4Table = shifted(kFp4Doubled, 12);
+
+LOCALDS_INLINE void look_up(const Table& table, Quad& first, Quad& second) {
+  first = lookup(table.values, first);
+  second = lookup(table.values, second);
+}
+
+LOCALDS_INLINE void split(Quad v, Quad& low, Quad& high) {
+  low = quad_and(v, 15);
+  high = quad_and(quad_shift(v, 4, 4, 4, 4), 15);
+}
+
+LOCALDS_INLINE uint32_t word(const uint8_t* p) {
+  uint32_t value;
+  std::memcpy(&value, p, 4);
+  return value;
+}
+LOCALDS_INLINE uint64_t join(uint32_t low, uint32_t high) {
+  return low | static_cast<uint64_t>(high) << 32;
+}
 
 template <Type type>
 struct Decoder;
 
+// ---- Blocks of 32 elements: a float16 scale, perhaps a min, then the nibbles or bytes.
+
 // The float16 at `stride` bytes in the first `groups` blocks; zero for the others.
 template <int stride>
 LOCALDS_INLINE Floats gather_scales(const uint8_t* p, int groups) {
-  if (groups == 8) return gather_halves<stride>(p);
-  alignas(16) uint8_t halves[16] = {};
-  for (int g = 0; g < 8 && g < groups; ++g) std::memcpy(halves + 2 * g, p + g * stride, 2);
+  if (groups == kSpanGroups) return gather_halves<stride>(p);
+  alignas(16) uint8_t halves[2 * kSpanGroups] = {};
+  for (int g = 0; g < kSpanGroups && g < groups; ++g)
+    std::memcpy(halves + 2 * g, p + g * stride, 2);
   return load_half(halves);
 }
 
-// What the types with blocks of 32 have in common: a float16 scale first, perhaps a min next.
 template <class Block>
 struct SmallBlocks {
   static constexpr int kBlockBytes = sizeof(Block);
-  static constexpr int kSpanBytes = 8 * sizeof(Block);
+  static constexpr int kSpanBytes = kSpanGroups * sizeof(Block);
   static constexpr bool kHalves = false;
   static constexpr bool kMin = false;
   static constexpr bool kWide = false;
   static constexpr int kZero = 0;
 
-  LOCALDS_INLINE static const Block* block(const uint8_t* span, int g) {
-    return reinterpret_cast<const Block*>(span) + g;
-  }
   LOCALDS_INLINE static void scales(const uint8_t* span, int groups, Floats* s, Floats*) {
     s[0] = gather_scales<kBlockBytes>(span, groups);
+  }
+
+  // Block i of a part; the last one again where there are fewer.
+  LOCALDS_INLINE static const Block& block(const uint8_t* span, int part, int i, int groups) {
+    const int g = part + 2 * i;
+    return reinterpret_cast<const Block*>(span)[g < groups ? g : groups - 1];
+  }
+  LOCALDS_INLINE static void nibbles(const uint8_t* span, int part, int groups, Quad& first,
+                                     Quad& second) {
+    const auto qs = [&](int i) { return block(span, part, i, groups).qs; };
+    split(load_chunks(qs(0), qs(1), qs(2), qs(3)), first, second);
+  }
+  LOCALDS_INLINE static void add_fifth_bits(const uint8_t* span, int part, int groups, Quad& first,
+                                            Quad& second) {
+    const auto qh = [&](int i) { return block(span, part, i, groups).qh; };
+    const Quad bits = load_chunks(qh(0), qh(1), qh(2), qh(3));
+    first = add_bits(first, bits, 0, 16);
+    second = add_bits(second, bits, 1, 16);
   }
 };
 
@@ -74,15 +124,17 @@ template <>
 struct Decoder<Type::Q4_0> : SmallBlocks<BlockQ4_0> {
   static constexpr int kZero = 8;
 
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
-    return split_nibbles(block(span, g)->qs);
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int groups, Quad& first,
+                                   Quad& second) {
+    nibbles(span, part, groups, first, second);
   }
 };
 
 template <>
 struct Decoder<Type::Q4_1> : SmallBlocksWithMin<BlockQ4_1> {
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
-    return split_nibbles(block(span, g)->qs);
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int groups, Quad& first,
+                                   Quad& second) {
+    nibbles(span, part, groups, first, second);
   }
 };
 
@@ -90,17 +142,19 @@ template <>
 struct Decoder<Type::Q5_0> : SmallBlocks<BlockQ5_0> {
   static constexpr int kZero = 16;
 
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
-    const BlockQ5_0* b = block(span, g);
-    return bytes_or(split_nibbles(b->qs), expand_bits(b->qh, 16));
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int groups, Quad& first,
+                                   Quad& second) {
+    nibbles(span, part, groups, first, second);
+    add_fifth_bits(span, part, groups, first, second);
   }
 };
 
 template <>
 struct Decoder<Type::Q5_1> : SmallBlocksWithMin<BlockQ5_1> {
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
-    const BlockQ5_1* b = block(span, g);
-    return bytes_or(split_nibbles(b->qs), expand_bits(b->qh, 16));
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int groups, Quad& first,
+                                   Quad& second) {
+    nibbles(span, part, groups, first, second);
+    add_fifth_bits(span, part, groups, first, second);
   }
 };
 
@@ -109,9 +163,15 @@ struct Decoder<Type::Q8_0> : SmallBlocks<BlockQ8_0> {
   static constexpr bool kWide = true;
   static constexpr int kZero = kWideZero;
 
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
-    const Bytes v = load_bytes(block(span, g)->qs);
-    return kWideUnsigned ? bytes_xor(v, 128) : v;
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int groups, Quad& first,
+                                   Quad& second) {
+    const auto qs = [&](int i) { return block(span, part, i, groups).qs; };
+    const auto half = [&](int64_t at) {
+      const Quad v = load_chunks(qs(0) + at, qs(1) + at, qs(2) + at, qs(3) + at);
+      return kWideUnsigned ? quad_xor(v, 128) : v;
+    };
+    first = half(0);
+    second = half(kHalfGroup);
   }
 };
 
@@ -120,8 +180,10 @@ struct Decoder<Type::IQ4_NL> : SmallBlocks<BlockIQ4_NL> {
   static constexpr bool kWide = true;
   static constexpr int kZero = kWideZero;
 
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
-    return lookup(kIq4Table.values, split_nibbles(block(span, g)->qs));
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int groups, Quad& first,
+                                   Quad& second) {
+    nibbles(span, part, groups, first, second);
+    look_up(kIq4Table, first, second);
   }
 };
 
@@ -130,28 +192,20 @@ struct Decoder<Type::MXFP4> : SmallBlocks<BlockMXFP4> {
   static constexpr int kZero = 12;
 
   LOCALDS_INLINE static void scales(const uint8_t* span, int groups, Floats* s, Floats*) {
-    float values[8] = {};
-    for (int g = 0; g < 8 && g < groups; ++g) values[g] = e8m0_half_to_float(block(span, g)->e);
-    s[0] = load(values);
+    const auto exponent = [&](int g) { return static_cast<uint64_t>(span[g * kBlockBytes]); };
+    uint64_t exponents = 0;
+    for (int g = 0; g < kSpanGroups && g < groups; ++g) exponents |= exponent(g) << (8 * g);
+    s[0] = powers_of_two(exponents);
   }
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
-    return lookup(kFp4Table.values, split_nibbles(block(span, g)->qs));
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int groups, Quad& first,
+                                   Quad& second) {
+    nibbles(span, part, groups, first, second);
+    look_up(kFp4Table, first, second);
   }
 };
 
-LOCALDS_INLINE uint64_t join(uint32_t low, uint32_t high) {
-  return low | static_cast<uint64_t>(high) << 32;
-}
+// ---- Blocks of 256 elements.
 
-LOCALDS_INLINE uint32_t word(const uint8_t* p) {
-  uint32_t value;
-  std::memcpy(&value, p, 4);
-  return value;
-}
-
-LOCALDS_INLINE Floats half_floats(Half h) { return floats(half_to_float1(h.bytes)); }
-
-// What the types with blocks of 256 have in common.
 template <class BlockType>
 struct LargeBlock {
   using Block = BlockType;
@@ -166,6 +220,13 @@ struct LargeBlock {
   }
 };
 
+// Four groups of Q2_K and Q3_K: bits 0 and 1 of 32 bytes, bits 2 and 3, and so on.
+LOCALDS_INLINE void two_bits(const uint8_t* qs, Quad& first, Quad& second) {
+  const Quad v = repeat_two_chunks(qs);
+  first = quad_and(quad_shift(v, 0, 0, 2, 2), 3);
+  second = quad_and(quad_shift(v, 4, 4, 6, 6), 3);
+}
+
 template <>
 struct Decoder<Type::Q2_K> : LargeBlock<BlockQ2_K> {
   static constexpr bool kHalves = true;
@@ -178,15 +239,15 @@ struct Decoder<Type::Q2_K> : LargeBlock<BlockQ2_K> {
     const uint64_t high = join(word(b.scales + 8), word(b.scales + 12));
     even_odd_floats(low & kNibbles, high & kNibbles, s[0], s[1]);
     even_odd_floats(low >> 4 & kNibbles, high >> 4 & kNibbles, m[0], m[1]);
-    const Floats d = half_floats(b.d), dmin = floats(-half_to_float1(b.dmin.bytes));
+    Floats d, dmin;
+    broadcast_two_halves(b.d.bytes, d, dmin);
     for (int h = 0; h < 2; ++h) {
       s[h] = multiply(s[h], d);
-      m[h] = multiply(m[h], dmin);
+      m[h] = multiply(m[h], negate(dmin));
     }
   }
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
-    const Bytes v = load_bytes(block(span).qs + 32 * (g / 4));
-    return bytes_and(bytes_shift(v, 2 * (g % 4)), 3);
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
+    two_bits(block(span).qs + 32 * part, first, second);
   }
 };
 
@@ -203,14 +264,16 @@ struct Decoder<Type::Q3_K> : LargeBlock<BlockQ3_K> {
     };
     even_odd_floats(join(six_bits(a0, top), six_bits(a1, top >> 2)),
                     join(six_bits(a0 >> 4, top >> 4), six_bits(a1 >> 4, top >> 6)), s[0], s[1]);
-    const Floats d = half_floats(b.d);
+    const Floats d = broadcast_half(b.d.bytes);
     for (int h = 0; h < 2; ++h) s[h] = multiply(subtract(s[h], floats(32)), d);
   }
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
     const Block& b = block(span);
-    const Bytes low = bytes_shift(load_bytes(b.qs + 32 * (g / 4)), 2 * (g % 4));
-    const Bytes high = bytes_shift(load_bytes(b.hmask), g - 2);
-    return bytes_or(bytes_and(low, 3), bytes_and(high, 4));
+    const Quad mask = repeat_two_chunks(b.hmask);
+    const int g = 4 * part;
+    two_bits(b.qs + 32 * part, first, second);
+    first = quad_or(first, select_bits(mask, g, g, g + 1, g + 1, 4));
+    second = quad_or(second, select_bits(mask, g + 2, g + 2, g + 3, g + 3, 4));
   }
 };
 
@@ -221,8 +284,18 @@ LOCALDS_INLINE void six_bit_scales(const Block& b, Floats* s, Floats* m) {
   constexpr uint32_t kSix = 0x3f3f3f3fu, kFour = 0x0f0f0f0fu, kTop = 0x30303030u;
   const uint64_t scales = join(a0 & kSix, (a2 & kFour) | (a0 >> 2 & kTop));
   const uint64_t mins = join(a1 & kSix, (a2 >> 4 & kFour) | (a1 >> 2 & kTop));
-  s[0] = multiply(uint8_to_floats(scales), half_floats(b.d));
-  m[0] = multiply(uint8_to_floats(mins), floats(-half_to_float1(b.dmin.bytes)));
+  Floats d, dmin;
+  broadcast_two_halves(b.d.bytes, d, dmin);
+  s[0] = multiply(uint8_to_floats(scales), d);
+  m[0] = multiply(uint8_to_floats(mins), negate(dmin));
+}
+
+// Four groups of Q4_K and Q5_K: 32 bytes hold an even group low, the next one high.
+LOCALDS_INLINE void long_nibbles(const uint8_t* qs, int part, Quad& first, Quad& second) {
+  const int n = 4 * part;
+  load_even_odd(qs, first, second);
+  first = quad_and(quad_shift(first, n, n, n, n), 15);
+  second = quad_and(quad_shift(second, n, n, n, n), 15);
 }
 
 template <>
@@ -232,9 +305,8 @@ struct Decoder<Type::Q4_K> : LargeBlock<BlockQ4_K> {
   LOCALDS_INLINE static void scales(const uint8_t* span, int, Floats* s, Floats* m) {
     six_bit_scales(block(span), s, m);
   }
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
-    const Bytes v = load_bytes(block(span).qs + 32 * (g / 2));
-    return bytes_and(bytes_shift(v, 4 * (g % 2)), 15);
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
+    long_nibbles(block(span).qs, part, first, second);
   }
 };
 
@@ -245,11 +317,14 @@ struct Decoder<Type::Q5_K> : LargeBlock<BlockQ5_K> {
   LOCALDS_INLINE static void scales(const uint8_t* span, int, Floats* s, Floats* m) {
     six_bit_scales(block(span), s, m);
   }
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
     const Block& b = block(span);
-    const Bytes low = bytes_shift(load_bytes(b.qs + 32 * (g / 2)), 4 * (g % 2));
-    const Bytes high = bytes_shift(load_bytes(b.qh), g - 4);
-    return bytes_or(bytes_and(low, 15), bytes_and(high, 16));
+    const auto high = [&](const uint8_t* qh) {
+      return select_bits(repeat_chunk(qh), part, part + 2, part + 4, part + 6, 16);
+    };
+    long_nibbles(b.qs, part, first, second);
+    first = quad_or(first, high(b.qh));
+    second = quad_or(second, high(b.qh + kHalfGroup));
   }
 };
 
@@ -264,15 +339,15 @@ struct Decoder<Type::Q6_K> : LargeBlock<BlockQ6_K> {
     constexpr uint64_t kSigns = 0x8080808080808080;
     even_odd_floats(join(word(p), word(p + 4)) ^ kSigns, join(word(p + 8), word(p + 12)) ^ kSigns,
                     s[0], s[1]);
-    const Floats d = half_floats(b.d);
+    const Floats d = broadcast_half(b.d.bytes);
     for (int h = 0; h < 2; ++h) s[h] = multiply(subtract(s[h], floats(128)), d);
   }
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
     const Block& b = block(span);
-    const int half = g / 4, quarter = g % 4;
-    const Bytes low = load_bytes(b.ql + 64 * half + 32 * (quarter % 2));
-    const Bytes high = bytes_shift(load_bytes(b.qh + 32 * half), 2 * quarter - 4);
-    return bytes_or(bytes_and(bytes_shift(low, quarter < 2 ? 0 : 4), 15), bytes_and(high, 48));
+    const Quad high = repeat_two_chunks(b.qh + 32 * part);
+    split(load_quad(b.ql + 64 * part), first, second);
+    first = quad_or(first, quad_and(quad_shift(high, -4, -4, -2, -2), 48));
+    second = quad_or(second, quad_and(quad_shift(high, 0, 0, 2, 2), 48));
   }
 };
 
@@ -287,11 +362,26 @@ struct Decoder<Type::IQ4_XS> : LargeBlock<BlockIQ4_XS> {
     const Floats low = to_floats(unpack_fields<4, 4>(word(b.scales_l)));
     const Floats high = to_floats(unpack_fields<2, 2>(top));
     const Floats scale = subtract(fma(high, floats(16), low), floats(32));
-    s[0] = multiply(scale, half_floats(b.d));
+    s[0] = multiply(scale, broadcast_half(b.d.bytes));
   }
-  LOCALDS_INLINE static Bytes group(const uint8_t* span, int g) {
-    return lookup(kIq4Table.values, split_nibbles(block(span).qs + 16 * g));
+  LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
+    Quad chunks[2];
+    load_even_odd(block(span).qs, chunks[0], chunks[1]);
+    split(chunks[part], first, second);
+    look_up(kIq4Table, first, second);
   }
 };
+
+// All bytes of a span.
+template <class D>
+LOCALDS_INLINE void decode_span(const uint8_t* span, int groups, uint8_t* out) {
+#pragma GCC unroll 2
+  for (int part = 0; part < 2; ++part) {
+    Quad first, second;
+    D::quads(span, part, groups, first, second);
+    store_quad(out + 128 * part, first);
+    store_quad(out + 128 * part + 64, second);
+  }
+}
 
 }  // namespace localds::LOCALDS_ISA

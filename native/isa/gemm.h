@@ -12,11 +12,10 @@
 
 namespace localds::LOCALDS_ISA {
 
-constexpr int kSpanGroups = kSpan / kGroup;
 constexpr int kUnits = kGroup / 4;
 
 // Tokens packed at a time: enough to pay for decoding, few enough to stay in the second cache.
-constexpr int64_t kChunk = 384;
+constexpr int64_t kMaxPacked = 384;
 
 template <class D>
 struct Packing {
@@ -41,17 +40,11 @@ LOCALDS_INLINE void pack_panel_span(const uint8_t* const* rows, int groups, uint
       store(factors[h][r], s[h]);
       if constexpr (D::kMin) store(factors[P::kHalfCount + h][r], m[h]);
     }
-    if (groups == kSpanGroups) {
-#pragma GCC unroll 8
-      for (int g = 0; g < kSpanGroups; ++g)
-        store_bytes(bytes[r] + kGroup * g, D::group(rows[r], g));
-    } else {
-      for (int g = 0; g < groups; ++g) store_bytes(bytes[r] + kGroup * g, D::group(rows[r], g));
-    }
+    decode_span<D>(rows[r], groups, bytes[r]);
   }
   for (int r = 0; r < kLanes; r += 4) {
     for (int i = 0; i < groups * 2; ++i) {
-      const auto row = [&](int j) { return bytes[r + j] + kHalfGroup * i; };
+      const auto row = [&](int j) { return bytes[r + j] + chunk_offset<D>(i / 2, i % 2); };
       transpose4(row(0), row(1), row(2), row(3),
                  units + i / 2 * P::kPanelGroup + i % 2 * 4 * kLanes + r, kLanes);
     }
@@ -229,7 +222,7 @@ void gemm_chunk(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, cons
 template <class D>
 void gemm_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
                const int32_t* tokens, int64_t n, float* out, int64_t out_stride) {
-  for (int64_t i = 0; i < n; i += kChunk) {
+  for (int64_t i = 0; i < n; i += kMaxPacked) {
     Activations rest = x;
     if (!tokens) {
       rest.q += i * x.q_stride;
@@ -237,7 +230,7 @@ void gemm_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const
       rest.sum += i * x.q_stride / kHalfGroup;
     }
     gemm_chunk<D>(w, batch, row0, row1, rest, tokens ? tokens + i : nullptr,
-                  n - i < kChunk ? n - i : kChunk, out + i * out_stride, out_stride);
+                  n - i < kMaxPacked ? n - i : kMaxPacked, out + i * out_stride, out_stride);
   }
 }
 

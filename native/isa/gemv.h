@@ -1,5 +1,5 @@
-// Products with few tokens: a row is read once, its groups are decoded in registers and multiplied
-// with up to four tokens. Lanes run along the columns.
+// Products with few tokens: a row is read once, its groups are decoded in
+// registers and multiplied with up to four tokens. Lanes run along the columns.
 #pragma once
 
 #include "isa/decoders.h"
@@ -26,39 +26,55 @@ LOCALDS_INLINE Token token_at(const Activations& x, int64_t t) {
 template <class D, int T>
 class RowProduct {
  public:
-  explicit LOCALDS_INLINE RowProduct(const Token* tokens) : tokens_(tokens) {
-    for (int t = 0; t < T; ++t) sums_[t][0] = sums_[t][1] = offsets_[t] = floats(0);
+  LOCALDS_INLINE RowProduct() {
+    for (int t = 0; t < T; ++t) {
+      sums_[t] = QuadFloats();
+      offsets_[t] = Floats();
+    }
   }
 
-  // Multiplies the span at `bytes`, whose first element is column `col`; only its first `groups`
-  // groups exist.
-  LOCALDS_INLINE void add_span(const uint8_t* bytes, int64_t col, int groups = kSpan / kGroup) {
-    scale(bytes, col, groups);
-    if (groups == kSpan / kGroup) {
-#pragma GCC unroll 8
-      for (int g = 0; g < kSpan / kGroup; ++g) add_group(bytes, col, g);
-    } else {
-      for (int g = 0; g < groups; ++g) add_group(bytes, col, g);
+  // Multiplies the span at `bytes`, whose first element is column `col`; only
+  // its first `groups` groups exist.
+  LOCALDS_INLINE void add_span(const Token* tokens, const uint8_t* bytes, int64_t col, int groups) {
+    scale(tokens, bytes, col, groups);
+#pragma GCC unroll 2
+    for (int part = 0; part < 2; ++part) {
+      Quad first, second;
+      D::quads(bytes, part, groups, first, second);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        const int8_t* x = tokens[t].q + col + kSpan / 2 * part;
+        if constexpr (D::kHalves) {
+          add_products(t, dot_quad<D::kWide>(first, x), spread_halves(factors_[t], 2 * part));
+          add_products(t, dot_quad<D::kWide>(second, x + 64),
+                       spread_halves(factors_[t], 2 * part + 1));
+        } else {
+          add_products(t, dot_quads<D::kWide>(first, second, x), spread_groups(factors_[t], part));
+        }
+      }
     }
   }
 
   LOCALDS_INLINE float result(int t) const {
-    const Floats sum = add(sums_[t][0], sums_[t][1]);
     // Without mins the offset of a group is -kZero times its scale.
-    if constexpr (D::kMin) return horizontal_sum(add(sum, offsets_[t]));
-    return horizontal_sum(fma(offsets_[t], floats(-D::kZero), sum));
+    const Floats offset = D::kMin ? offsets_[t] : multiply(offsets_[t], floats(-D::kZero));
+    return horizontal_sum(add(fold(sums_[t]), offset));
   }
 
  private:
-  LOCALDS_INLINE void scale(const uint8_t* bytes, int64_t col, int groups) {
+  LOCALDS_INLINE void scale(const Token* tokens, const uint8_t* bytes, int64_t col, int groups) {
     Floats s[2], m[2];
     D::scales(bytes, groups, s, m);
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
-      const Floats xs = load(tokens_[t].scale + col / kGroup);
-      for (int h = 0; h <= D::kHalves; ++h) store(scales_[t][h], multiply(s[h], xs));
+      const Floats xs = load(tokens[t].scale + col / kGroup);
+      if constexpr (D::kHalves) {
+        factors_[t] = half_factors(multiply(s[0], xs), multiply(s[1], xs));
+      } else {
+        factors_[t] = group_factors(multiply(s[0], xs));
+      }
       if constexpr (!D::kMin && D::kZero == 0) continue;
-      const int16_t* sum = tokens_[t].sum + col / kHalfGroup;
+      const int16_t* sum = tokens[t].sum + col / kHalfGroup;
       const Floats* offset = D::kMin ? m : s;
       const Ints first = load_int16(sum), second = load_int16(sum + kSumHalf);
       if constexpr (D::kHalves) {
@@ -66,57 +82,83 @@ class RowProduct {
         total = fma(offset[1], to_floats(second), total);
         offsets_[t] = fma(total, xs, offsets_[t]);
       } else {
-        offsets_[t] = fma(multiply(offset[0], to_floats(add(first, second))), xs, offsets_[t]);
+        const Floats total = multiply(to_floats(add(first, second)), xs);
+        offsets_[t] = fma(offset[0], total, offsets_[t]);
       }
     }
   }
 
-  LOCALDS_INLINE void add_group(const uint8_t* bytes, int64_t col, int g) {
-    const Bytes u = D::group(bytes, g);
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
-      const Bytes x = load_bytes(tokens_[t].q + col + kGroup * g);
-      const Floats value = to_floats(dot<D::kWide>(Ints(), u, x));
-      const Floats factor =
-          D::kHalves ? two_halves(scales_[t][0][g], scales_[t][1][g]) : floats(scales_[t][0][g]);
-      // Two sums in turn, to hide the latency of the additions.
-      sums_[t][g % 2] = fma(value, factor, sums_[t][g % 2]);
-    }
+  LOCALDS_INLINE void add_products(int t, QuadInts products, QuadFloats factor) {
+    sums_[t] = fma(to_floats(products), factor, sums_[t]);
   }
 
-  const Token* tokens_;
-  Floats sums_[T][2], offsets_[T];
-  alignas(32) float scales_[T][2][kSpan / kGroup];
+  QuadFloats sums_[T];
+  Floats offsets_[T];
+  Factors factors_[T];
 };
+
+// R rows at a time: the sums of one wait while those of another are added.
+template <class D, int T, int R>
+LOCALDS_INLINE void multiply_rows(const Matrix& w, const uint8_t* bytes, const Token* tokens,
+                                  float* out, int64_t out_stride) {
+  RowProduct<D, T> products[R];
+  const int64_t whole = w.cols / kSpan * kSpan;
+  int64_t col = 0;
+  for (; col < whole; col += kSpan, bytes += D::kSpanBytes) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const uint8_t* at = bytes + r * w.row_bytes;
+      for (int line = 0; line < D::kSpanBytes; line += 64) prefetch(at + kAhead + line);
+      products[r].add_span(tokens, at, col, kSpanGroups);
+    }
+  }
+  if constexpr (requires { D::kBlockBytes; }) {
+    if (col < w.cols) {
+      const int groups = static_cast<int>((w.cols - col) / kGroup);
+      for (int r = 0; r < R; ++r) {
+        products[r].add_span(tokens, bytes + r * w.row_bytes, col, groups);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    for (int t = 0; t < T; ++t) out[t * out_stride + r] = products[r].result(t);
+  }
+}
 
 template <class D, int T>
 void gemv_tokens(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Token* tokens,
                  float* out, int64_t out_stride) {
-  const int64_t whole = w.cols / kSpan * kSpan;
-  for (int64_t r = row0; r < row1; ++r) {
-    const uint8_t* bytes = w.row(batch, r);
-    RowProduct<D, T> product(tokens);
-    int64_t col = 0;
-    for (; col < whole; col += kSpan, bytes += D::kSpanBytes) {
-      for (int line = 0; line < D::kSpanBytes; line += 64) prefetch(bytes + kAhead + line);
-      product.add_span(bytes, col);
-    }
-    if constexpr (requires { D::kBlockBytes; }) {
-      if (col < w.cols) {
-        product.add_span(bytes, col, static_cast<int>((w.cols - col) / kGroup));
-      }
-    }
-    for (int t = 0; t < T; ++t) out[t * out_stride + r - row0] = product.result(t);
+  int64_t r = row0;
+  for (; r + 2 <= row1; r += 2, out += 2) {
+    multiply_rows<D, T, 2>(w, w.row(batch, r), tokens, out, out_stride);
   }
+  if (r < row1) multiply_rows<D, T, 1>(w, w.row(batch, r), tokens, out, out_stride);
+}
+
+// Copies a token's bytes into the decoder's order.
+template <class D>
+void arrange(Token& token, int64_t cols, int8_t* to) {
+  for (int64_t g = 0; g < (cols + kSpan - 1) / kSpan * kSpanGroups; ++g) {
+    const int8_t* from = token.q + g * kGroup;
+    std::memcpy(to + chunk_offset<D>(g, 0), from, kHalfGroup);
+    std::memcpy(to + chunk_offset<D>(g, 1), from + kHalfGroup, kHalfGroup);
+  }
+  token.q = to;
 }
 
 template <class D>
 void gemv_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
                const int32_t* tokens, int64_t n, float* out, int64_t out_stride) {
-  for (int64_t i = 0; i < n; i += 4, out += 4 * out_stride) {
-    const int64_t count = n - i < 4 ? n - i : 4;
-    Token four[4];
-    for (int64_t t = 0; t < count; ++t) four[t] = token_at(x, tokens ? tokens[i + t] : i + t);
+  constexpr int64_t kTokens = 4;
+  auto* arranged = static_cast<int8_t*>(thread_scratch(static_cast<size_t>(kTokens * x.q_stride)));
+  for (int64_t i = 0; i < n; i += kTokens, out += kTokens * out_stride) {
+    const int64_t count = n - i < kTokens ? n - i : kTokens;
+    Token four[kTokens];
+    for (int64_t t = 0; t < count; ++t) {
+      four[t] = token_at(x, tokens ? tokens[i + t] : i + t);
+      if constexpr (!D::kHalves) arrange<D>(four[t], w.cols, arranged + t * x.q_stride);
+    }
     constexpr decltype(&gemv_tokens<D, 1>) kByCount[] = {gemv_tokens<D, 1>, gemv_tokens<D, 2>,
                                                          gemv_tokens<D, 3>, gemv_tokens<D, 4>};
     kByCount[count - 1](w, batch, row0, row1, four, out, out_stride);

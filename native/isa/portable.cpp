@@ -200,8 +200,8 @@ void quantize_activations(const float* x, int64_t cols, int64_t padded, int8_t* 
       q[i] = static_cast<int8_t>(std::nearbyint(value));
       totals[(i - begin) / kHalfGroup] += q[i];
     }
-    sum[sum_index(g)] = static_cast<int16_t>(totals[0]);
-    sum[sum_index(g) + kSumHalf] = static_cast<int16_t>(totals[1]);
+    sum[sum_index(g, 0)] = static_cast<int16_t>(totals[0]);
+    sum[sum_index(g, 1)] = static_cast<int16_t>(totals[1]);
   }
 }
 

@@ -51,8 +51,7 @@ inline void quantize_activations(const float* x, int64_t cols, int64_t padded, i
     scale[g] = zero ? 0 : amax / 127;
     const Bytes bytes = round_to_bytes(v, floats(zero ? 0 : 127 / amax));
     store_bytes(q + g * kGroup, bytes);
-    int16_t* sums = sum + sum_index(g);
-    half_sums(bytes, sums[0], sums[kSumHalf]);
+    half_sums(bytes, sum[sum_index(g, 0)], sum[sum_index(g, 1)]);
   }
 }
 
@@ -66,12 +65,13 @@ void dequantize_span(const uint8_t* span, int groups, float* out) {
     store(scales[h], s[h]);
     if constexpr (D::kMin) store(mins[h], m[h]);
   }
+  alignas(64) uint8_t bytes[kSpan];
+  decode_span<D>(span, groups, bytes);
   for (int g = 0; g < groups; ++g) {
-    alignas(32) uint8_t bytes[kGroup];
-    store_bytes(bytes, D::group(span, g));
     for (int i = 0; i < kGroup; i += kFloats, out += kFloats) {
-      const int h = D::kHalves ? i / kHalfGroup : 0;
-      const Floats u = D::kWide && !kWideUnsigned ? load_int8(bytes + i) : load_uint8(bytes + i);
+      const int half = i / kHalfGroup, h = D::kHalves ? half : 0;
+      const uint8_t* u8 = bytes + chunk_offset<D>(g, half) + i % kHalfGroup;
+      const Floats u = D::kWide && !kWideUnsigned ? load_int8(u8) : load_uint8(u8);
       if constexpr (D::kMin) {
         store(out, fma(u, floats(scales[h][g]), floats(mins[h][g])));
       } else {

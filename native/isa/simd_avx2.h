@@ -3,30 +3,160 @@
 
 #define LOCALDS_ISA avx2
 #include "isa/simd_x86.h"
+#include "kernels.h"
 
 namespace localds::LOCALDS_ISA {
 
 // `dot` takes unsigned bytes up to 127 only, so wider values are kept signed.
 constexpr bool kWideUnsigned = false;
 
-// Byte j is `value` where bit j of the four bytes at p is set, else 0.
-LOCALDS_INLINE Bytes expand_bits(const uint8_t* p, int value) {
-  int32_t bits;
-  std::memcpy(&bits, p, 4);
-  const __m256i spread = _mm256_shuffle_epi8(
-      _mm256_set1_epi32(bits),
-      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
-  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
-  return bytes_and(_mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit), value);
+// Four chunks of 16 bytes, halves of groups.
+struct Quad {
+  Bytes v[2];
+};
+struct QuadInts {
+  Ints v[2];
+};
+struct QuadFloats {
+  Floats v[2];
+};
+
+LOCALDS_INLINE Quad load_chunks(const void* p0, const void* p1, const void* p2, const void* p3) {
+  return {{_mm256_set_m128i(load_chunk(p1), load_chunk(p0)),
+           _mm256_set_m128i(load_chunk(p3), load_chunk(p2))}};
+}
+LOCALDS_INLINE Quad load_quad(const void* p) {
+  const auto* from = static_cast<const uint8_t*>(p);
+  return {{load_bytes(from), load_bytes(from + 32)}};
+}
+// One chunk in all four places; two chunks in both halves.
+LOCALDS_INLINE Quad repeat_chunk(const void* p) {
+  const __m256i v = _mm256_broadcastsi128_si256(load_chunk(p));
+  return {{v, v}};
+}
+LOCALDS_INLINE Quad repeat_two_chunks(const void* p) { return {{load_bytes(p), load_bytes(p)}}; }
+// Eight chunks in a row: those with even numbers, those with odd ones.
+LOCALDS_INLINE void load_even_odd(const uint8_t* p, Quad& even, Quad& odd) {
+  even = load_chunks(p, p + 32, p + 64, p + 96);
+  odd = load_chunks(p + 16, p + 48, p + 80, p + 112);
+}
+LOCALDS_INLINE void store_quad(void* p, Quad v) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), v.v[0]);
+  _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, v.v[1]);
+}
+LOCALDS_INLINE Quad quad_and(Quad v, int mask) {
+  const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
+  return {{_mm256_and_si256(v.v[0], m), _mm256_and_si256(v.v[1], m)}};
+}
+LOCALDS_INLINE Quad quad_or(Quad a, Quad b) {
+  return {{_mm256_or_si256(a.v[0], b.v[0]), _mm256_or_si256(a.v[1], b.v[1])}};
+}
+LOCALDS_INLINE Quad quad_xor(Quad v, int mask) {
+  const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
+  return {{_mm256_xor_si256(v.v[0], m), _mm256_xor_si256(v.v[1], m)}};
 }
 
-// acc + the sums of 4 adjacent products: w unsigned up to 127 (signed if wide), x signed.
+// Shifts each chunk right by its n (left by -n), known at compile time. Bits of
+// the neighbour byte come in: mask them off.
+LOCALDS_INLINE Quad quad_shift(Quad v, int n0, int n1, int n2, int n3) {
+  const auto all = [](__m256i b, int n) {
+    return n >= 0 ? _mm256_srli_epi16(b, n) : _mm256_slli_epi16(b, -n);
+  };
+  const auto shift = [&](__m256i b, int low, int high) {
+    return low == high ? all(b, low) : _mm256_blend_epi32(all(b, low), all(b, high), 0xf0);
+  };
+  return {{shift(v.v[0], n0, n1), shift(v.v[1], n2, n3)}};
+}
+
+// Looks up nibbles in 16 bytes.
+LOCALDS_INLINE Quad lookup(const int8_t* table, Quad nibbles) {
+  const __m256i t = _mm256_broadcastsi128_si256(load_chunk(table));
+  return {{_mm256_shuffle_epi8(t, nibbles.v[0]), _mm256_shuffle_epi8(t, nibbles.v[1])}};
+}
+
+// Bytes that are `value` (a power of two) where a chunk's bytes have their bit
+// b set, else 0.
+LOCALDS_INLINE Quad select_bits(Quad v, int b0, int b1, int b2, int b3, int value) {
+  const auto test = [](__m256i bytes, int low, int high) {
+    const __m256i bits = _mm256_set_m128i(_mm_set1_epi8(static_cast<char>(1 << high)),
+                                          _mm_set1_epi8(static_cast<char>(1 << low)));
+    return _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bits), bits);
+  };
+  return quad_and({{test(v.v[0], b0, b1), test(v.v[1], b2, b3)}}, value);
+}
+
+// Adds `value` to byte j of a chunk where bit j of bytes 2 * half and 2 * half
+// + 1 of the same chunk of `bits` is set.
+LOCALDS_INLINE Quad add_bits(Quad v, Quad bits, int half, int value) {
+  const __m256i index =
+      _mm256_setr_epi64x(half * 0x0202020202020202, half * 0x0202020202020202 + 0x0101010101010101,
+                         half * 0x0202020202020202, half * 0x0202020202020202 + 0x0101010101010101);
+  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
+  const auto test = [&](__m256i b) {
+    return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(b, index), bit), bit);
+  };
+  return quad_or(v, quad_and({{test(bits.v[0]), test(bits.v[1])}}, value));
+}
+
+// acc + the sums of 4 adjacent products: w unsigned up to 127 (signed if wide),
+// x signed.
 template <bool wide>
 LOCALDS_INLINE Ints dot(Ints acc, Bytes w, Bytes x) {
-  // Pairs are summed in int16, where 2 * 128 * 127 fits. A wide w gives its sign to x.
+  // Pairs are summed in int16, where 2 * 128 * 127 fits. A wide w gives its
+  // sign to x.
   const __m256i pairs = wide ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
                              : _mm256_maddubs_epi16(w, x);
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+// Sums of 4 adjacent products with 64 activations; of two quads with 128.
+template <bool wide>
+LOCALDS_INLINE QuadInts dot_quad(Quad w, const int8_t* x) {
+  return {
+      {dot<wide>(Ints(), w.v[0], load_bytes(x)), dot<wide>(Ints(), w.v[1], load_bytes(x + 32))}};
+}
+template <bool wide>
+LOCALDS_INLINE QuadInts dot_quads(Quad first, Quad second, const int8_t* x) {
+  const auto both = [&](int i) {
+    const Bytes x0 = load_bytes(x + 32 * i), x1 = load_bytes(x + 64 + 32 * i);
+    if constexpr (wide) return dot<wide>(dot<wide>(Ints(), first.v[i], x0), second.v[i], x1);
+    // Four products of 63 * 127 still fit int16.
+    const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(first.v[i], x0),
+                                           _mm256_maddubs_epi16(second.v[i], x1));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  };
+  return {{both(0), both(1)}};
+}
+LOCALDS_INLINE QuadFloats to_floats(QuadInts v) { return {{to_floats(v.v[0]), to_floats(v.v[1])}}; }
+LOCALDS_INLINE QuadFloats fma(QuadFloats a, QuadFloats b, QuadFloats c) {
+  return {{fma(a.v[0], b.v[0], c.v[0]), fma(a.v[1], b.v[1], c.v[1])}};
+}
+LOCALDS_INLINE Floats fold(QuadFloats v) { return add(v.v[0], v.v[1]); }
+
+// Lanes a and b, four times each.
+LOCALDS_INLINE Floats spread(Floats v, int a, int b) {
+  return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(a, a, a, a, b, b, b, b));
+}
+
+// A factor for each of eight groups.
+struct Factors {
+  Floats first, second;
+};
+LOCALDS_INLINE Factors group_factors(Floats f) { return {f, f}; }
+// Those of groups first, + 2, + 4, + 6, each in the four lanes of a chunk.
+LOCALDS_INLINE QuadFloats spread_groups(const Factors& f, int first) {
+  return {{spread(f.first, first, first + 2), spread(f.first, first + 4, first + 6)}};
+}
+// A factor for each half of eight groups. They are kept in pairs: 0 and 1, 4
+// and 5 in `first`.
+LOCALDS_INLINE Factors half_factors(Floats first, Floats second) {
+  return {_mm256_unpacklo_ps(first, second), _mm256_unpackhi_ps(first, second)};
+}
+// Those of the halves of groups 2 * i and 2 * i + 1.
+LOCALDS_INLINE QuadFloats spread_halves(const Factors& f, int i) {
+  const Floats v = i % 2 ? f.second : f.first;
+  const int at = i / 2 * 4;
+  return {{spread(v, at, at + 1), spread(v, at + 2, at + 3)}};
 }
 
 // The widest vectors; they hold the rows of a panel, or floats.
@@ -71,7 +201,8 @@ LOCALDS_INLINE Wide minimum(Wide a, Wide b) { return _mm256_min_ps(a, b); }
 LOCALDS_INLINE Wide round_nearest(Wide v) {
   return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-// v * 2^n for whole n in [-252, 254], in two steps so that subnormal results are right.
+// v * 2^n for whole n in [-252, 254], in two steps so that subnormal results
+// are right.
 LOCALDS_INLINE Wide scale_by_power(Wide v, Wide n) {
   const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
   const auto power = [](__m256i e) {

@@ -1,20 +1,80 @@
-// The vector wrapper over AVX-512 (F, BW, DQ, VL, VNNI). Single rows use 32-byte vectors, panels
-// and floats 64-byte ones.
+// The vector wrapper over AVX-512 (F, BW, DQ, VL, VNNI). Single rows use
+// 32-byte vectors, panels and floats 64-byte ones.
 #pragma once
 
 #define LOCALDS_ISA avx512
 #include "isa/simd_x86.h"
+#include "kernels.h"
 
 namespace localds::LOCALDS_ISA {
 
 // `dot` takes all unsigned bytes.
 constexpr bool kWideUnsigned = true;
 
-// Byte j is `value` where bit j of the four bytes at p is set, else 0.
-LOCALDS_INLINE Bytes expand_bits(const uint8_t* p, int value) {
-  uint32_t bits;
-  std::memcpy(&bits, p, 4);
-  return _mm256_maskz_set1_epi8(bits, static_cast<char>(value));
+// Four chunks of 16 bytes, halves of groups.
+using Quad = __m512i;
+using QuadInts = __m512i;
+using QuadFloats = __m512;
+
+LOCALDS_INLINE Quad load_chunks(const void* p0, const void* p1, const void* p2, const void* p3) {
+  __m512i v = _mm512_broadcast_i32x4(load_chunk(p0));
+  v = _mm512_mask_broadcast_i32x4(v, 0x00f0, load_chunk(p1));
+  v = _mm512_mask_broadcast_i32x4(v, 0x0f00, load_chunk(p2));
+  return _mm512_mask_broadcast_i32x4(v, 0xf000, load_chunk(p3));
+}
+LOCALDS_INLINE Quad load_quad(const void* p) { return _mm512_loadu_si512(p); }
+// One chunk in all four places; two chunks in both halves.
+LOCALDS_INLINE Quad repeat_chunk(const void* p) { return _mm512_broadcast_i32x4(load_chunk(p)); }
+LOCALDS_INLINE Quad repeat_two_chunks(const void* p) {
+  return _mm512_broadcast_i64x4(load_bytes(p));
+}
+// Eight chunks in a row: those with even numbers, those with odd ones.
+LOCALDS_INLINE void load_even_odd(const uint8_t* p, Quad& even, Quad& odd) {
+  const __m512i low = _mm512_loadu_si512(p), high = _mm512_loadu_si512(p + 64);
+  even = _mm512_shuffle_i64x2(low, high, 0x88);
+  odd = _mm512_shuffle_i64x2(low, high, 0xdd);
+}
+LOCALDS_INLINE void store_quad(void* p, Quad v) { _mm512_storeu_si512(p, v); }
+LOCALDS_INLINE Quad quad_and(Quad v, int mask) {
+  return _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(mask)));
+}
+LOCALDS_INLINE Quad quad_or(Quad a, Quad b) { return _mm512_or_si512(a, b); }
+LOCALDS_INLINE Quad quad_xor(Quad v, int mask) {
+  return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(mask)));
+}
+
+LOCALDS_INLINE __m512i per_chunk(int n0, int n1, int n2, int n3) {
+  return _mm512_setr_epi32(n0, n0, n0, n0, n1, n1, n1, n1, n2, n2, n2, n2, n3, n3, n3, n3);
+}
+// Shifts each chunk right by its n (left by -n), known at compile time. Bits of
+// the neighbour byte come in: mask them off. (A rotation, as it takes both
+// directions.)
+LOCALDS_INLINE Quad quad_shift(Quad v, int n0, int n1, int n2, int n3) {
+  if (n0 == n1 && n0 == n2 && n0 == n3 && n0 >= 0) return _mm512_srli_epi16(v, n0);
+  return _mm512_rorv_epi32(v, per_chunk(n0, n1, n2, n3));
+}
+
+// Looks up nibbles in 16 bytes.
+LOCALDS_INLINE Quad lookup(const int8_t* table, Quad nibbles) {
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load_chunk(table)), nibbles);
+}
+
+// Bytes that are `value` (a power of two) where a chunk's bytes have their bit
+// b set, else 0.
+LOCALDS_INLINE Quad select_bits(Quad v, int b0, int b1, int b2, int b3, int value) {
+  const int to = std::countr_zero(static_cast<unsigned>(value));
+  return quad_and(quad_shift(v, b0 - to, b1 - to, b2 - to, b3 - to), value);
+}
+
+// Adds `value` to byte j of a chunk where bit j of bytes 2 * half and 2 * half
+// + 1 of the same chunk of `bits` is set.
+LOCALDS_INLINE Quad add_bits(Quad v, Quad bits, int half, int value) {
+  const int low = 0x02020202 * half, high = low + 0x01010101;
+  const __m512i index = _mm512_set4_epi32(high, high, low, low);
+  const __m512i spread = _mm512_shuffle_epi8(bits, index);
+  const __mmask64 set =
+      _mm512_test_epi8_mask(spread, _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201u)));
+  return _mm512_mask_add_epi8(v, set, v, _mm512_set1_epi8(static_cast<char>(value)));
 }
 
 // The widest vectors; they hold the rows of a panel, or floats.
@@ -30,12 +90,37 @@ constexpr int kNnRows = 8, kNnVectors = 2;
 
 // acc + the sums of 4 adjacent products: w unsigned, x signed.
 template <bool>
-LOCALDS_INLINE Ints dot(Ints acc, Bytes w, Bytes x) {
-  return _mm256_dpbusd_epi32(acc, w, x);
-}
-template <bool>
 LOCALDS_INLINE WideInts dot(WideInts acc, WideInts w, WideInts x) {
   return _mm512_dpbusd_epi32(acc, w, x);
+}
+
+// Sums of 4 adjacent products with 64 activations; of two quads with 128.
+template <bool wide>
+LOCALDS_INLINE QuadInts dot_quad(Quad w, const int8_t* x) {
+  return dot<wide>(QuadInts(), w, _mm512_loadu_si512(x));
+}
+template <bool wide>
+LOCALDS_INLINE QuadInts dot_quads(Quad first, Quad second, const int8_t* x) {
+  return dot<wide>(dot_quad<wide>(first, x), second, _mm512_loadu_si512(x + 64));
+}
+LOCALDS_INLINE Floats fold(QuadFloats v) {
+  return add(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+}
+
+// A factor for each of eight groups.
+using Factors = __m512;
+LOCALDS_INLINE Factors group_factors(Floats f) { return _mm512_castps256_ps512(f); }
+// Those of groups first, + 2, + 4, + 6, each in the four lanes of a chunk.
+LOCALDS_INLINE QuadFloats spread_groups(Factors f, int first) {
+  return _mm512_permutexvar_ps(per_chunk(first, first + 2, first + 4, first + 6), f);
+}
+// A factor for each half of eight groups.
+LOCALDS_INLINE Factors half_factors(Floats first, Floats second) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
+}
+// Those of the halves of groups 2 * i and 2 * i + 1.
+LOCALDS_INLINE QuadFloats spread_halves(Factors f, int i) {
+  return _mm512_permutexvar_ps(per_chunk(2 * i, 8 + 2 * i, 2 * i + 1, 9 + 2 * i), f);
 }
 
 LOCALDS_INLINE WideInts load_wide_bytes(const void* p) { return _mm512_loadu_si512(p); }

@@ -1,7 +1,8 @@
-// The part of the vector wrapper that AVX2 and AVX-512 share: 32 bytes, 8 integers, 8 floats.
+// The part of the vector wrapper that AVX2 and AVX-512 share: 32 bytes, 8
+// integers, 8 floats.
 //
-// Each instruction set offers the same names; decoders and products are written on them and
-// compiled once per set, inside the namespace LOCALDS_ISA.
+// Each instruction set offers the same names; decoders and products are written
+// on them and compiled once per set, inside the namespace LOCALDS_ISA.
 #pragma once
 
 #include <immintrin.h>
@@ -21,34 +22,11 @@ using Floats = __m256;  // 8 x float
 LOCALDS_INLINE Bytes load_bytes(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
+LOCALDS_INLINE __m128i load_chunk(const void* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
 LOCALDS_INLINE void store_bytes(void* p, Bytes v) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), v);
-}
-LOCALDS_INLINE Bytes bytes_and(Bytes v, int mask) {
-  return _mm256_and_si256(v, _mm256_set1_epi8(static_cast<char>(mask)));
-}
-LOCALDS_INLINE Bytes bytes_or(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
-LOCALDS_INLINE Bytes bytes_xor(Bytes v, int mask) {
-  return _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(mask)));
-}
-
-// Shifts bytes right by n (left by -n). Bits of the neighbour come in: mask them off.
-LOCALDS_INLINE Bytes bytes_shift(Bytes v, int n) {
-  return n >= 0 ? _mm256_srli_epi16(v, n) : _mm256_slli_epi16(v, -n);
-}
-
-// Looks up nibbles in 16 bytes.
-LOCALDS_INLINE Bytes lookup(const int8_t* table, Bytes nibbles) {
-  const __m128i t = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
-  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), nibbles);
-}
-
-// 16 bytes to 32 nibbles: the low ones, then the high ones.
-LOCALDS_INLINE Bytes split_nibbles(const uint8_t* p) {
-  const __m256i v =
-      _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  const __m256i shifted = _mm256_srlv_epi32(v, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
-  return bytes_and(shifted, 15);
 }
 
 LOCALDS_INLINE Ints ints(int value) { return _mm256_set1_epi32(value); }
@@ -63,7 +41,8 @@ LOCALDS_INLINE void store_ints(int32_t* p, Ints v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
 }
 
-// Lane i of the result is bits [shift * i, shift * i + width) of `bits`, as float.
+// Lane i of the result is bits [shift * i, shift * i + width) of `bits`, as
+// float.
 template <int shift, int width>
 LOCALDS_INLINE Ints unpack_fields(uint32_t bits) {
   const __m256i shifts =
@@ -81,15 +60,13 @@ LOCALDS_INLINE Floats subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b);
 LOCALDS_INLINE Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 LOCALDS_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 
-// Lanes 0-3 are a, lanes 4-7 b.
-LOCALDS_INLINE Floats two_halves(float a, float b) {
-  return _mm256_blend_ps(_mm256_set1_ps(a), _mm256_set1_ps(b), 0xf0);
-}
 LOCALDS_INLINE float horizontal_sum(Floats v) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+
+LOCALDS_INLINE Floats negate(Floats v) { return _mm256_xor_ps(v, _mm256_set1_ps(-0.0f)); }
 
 // 8 bytes, given as an integer, to floats.
 LOCALDS_INLINE Floats uint8_to_floats(uint64_t bytes) {
@@ -101,6 +78,14 @@ LOCALDS_INLINE Floats load_uint8(const uint8_t* p) {
 LOCALDS_INLINE Floats load_int8(const uint8_t* p) {
   return to_floats(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
+// 2^(e - 128) of eight bytes e, see e8m0_half_to_float.
+LOCALDS_INLINE Floats powers_of_two(uint64_t bytes) {
+  const __m256i e = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bytes)));
+  const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+  // For e = 0 and 1, which are subnormal; smaller than the other for all others.
+  const __m256i subnormal = _mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(1)), 21);
+  return _mm256_castsi256_ps(_mm256_max_epi32(normal, subnormal));
+}
 // 16 bytes (in `low`, then `high`) to the floats of the even and the odd ones.
 LOCALDS_INLINE void even_odd_floats(uint64_t low, uint64_t high, Floats& even, Floats& odd) {
   const __m128i v =
@@ -110,7 +95,8 @@ LOCALDS_INLINE void even_odd_floats(uint64_t low, uint64_t high, Floats& even, F
   odd = to_floats(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(v, v)));
 }
 
-// The largest magnitude of 32 floats; NaN if there is one, as its bits compare above all others.
+// The largest magnitude of 32 floats; NaN if there is one, as its bits compare
+// above all others.
 LOCALDS_INLINE float largest_magnitude(const Floats (&v)[4]) {
   const auto magnitude = [](__m256 f) {
     return _mm256_and_si256(_mm256_castps_si256(f), _mm256_set1_epi32(0x7fffffff));
@@ -145,10 +131,18 @@ LOCALDS_INLINE void half_sums(Bytes v, int16_t& first, int16_t& second) {
 
 LOCALDS_INLINE void store4(float* p, __m128 v) { _mm_storeu_ps(p, v); }
 
-LOCALDS_INLINE float half_to_float1(const uint8_t* p) {
+// The float16 at p, and the next one, in all lanes.
+LOCALDS_INLINE Floats broadcast_half(const uint8_t* p) {
   uint16_t h;
   std::memcpy(&h, p, 2);
-  return _cvtsh_ss(h);
+  return floats(_cvtsh_ss(h));
+}
+LOCALDS_INLINE void broadcast_two_halves(const uint8_t* p, Floats& first, Floats& second) {
+  int32_t both;
+  std::memcpy(&both, p, 4);
+  const __m128 v = _mm_cvtph_ps(_mm_cvtsi32_si128(both));
+  first = _mm256_broadcastss_ps(v);
+  second = _mm256_broadcastss_ps(_mm_movehdup_ps(v));
 }
 LOCALDS_INLINE Floats load_half(const uint8_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -41,8 +41,8 @@ const Kernels* find_table(const std::string& name) {
     names += names.empty() ? "" : ", ";
     names += table->isa;
   }
-  throw std::invalid_argument("instruction set '" + name + "' is not available; this processor has " +
-                           names);
+  throw std::invalid_argument("instruction set '" + name +
+                              "' is not available; this processor has " + names);
 }
 
 const Kernels* initial_table() {

@@ -1,10 +1,8 @@
-// The kernels that exist once per instruction set, and the products built on
-// them.
+// The kernels that exist once per instruction set, and the products built on them.
 //
-// `kernels()` is chosen once, from what the processor has (or LOCALDS_ISA);
-// every fused operation goes through it. All functions are single-threaded and
-// may run on any thread; parallelism is the caller's, by rows or by tokens.
-// Results never depend on how the caller splits rows.
+// `kernels()` is chosen once, from what the processor has (or LOCALDS_ISA); every fused operation
+// goes through it. All functions are single-threaded and may run on any thread; parallelism is the
+// caller's, by rows or by tokens. Results never depend on how the caller splits rows.
 #pragma once
 
 #include <cstdint>
@@ -16,14 +14,12 @@
 
 namespace localds {
 
-// Activations are quantized to int8 in groups of 32 with one float scale per
-// group. Weights whose value is s * u + m (u unsigned) also need the sums of
-// the q; they are kept per 16 elements.
+// Activations are quantized to int8 in groups of 32 with one float scale per group. Weights whose
+// value is s * u + m (u unsigned) also need the sums of the q; they are kept per 16 elements.
 inline constexpr int64_t kGroup = 32;
 inline constexpr int64_t kHalfGroup = 16;
 
-// Rows of activations in both forms. Pointers belong to an ActivationBuffer (or
-// to the caller).
+// Rows of activations in both forms. Pointers belong to an ActivationBuffer (or to the caller).
 struct Activations {
   int64_t rows = 0;
   int64_t cols = 0;
@@ -31,18 +27,17 @@ struct Activations {
   int64_t f32_stride = 0;
   const int8_t* q = nullptr;     // [rows, cols rounded up to 256], zero padded; null if not made
   const float* scale = nullptr;  // [rows, padded / 32]
-  // [rows, padded / 16]: sums of 16 q; per 256 columns, those of the groups'
-  // first halves come first.
+  // [rows, padded / 16]: sums of 16 q; per 256 columns, those of the groups' first halves come
+  // first.
   const int16_t* sum = nullptr;
   int64_t q_stride = 0;  // padded cols
 };
 
-// Owns the int8 form. `reserve` once, then `quantize` row ranges from any
-// threads.
+// Owns the int8 form. `reserve` once, then `quantize` row ranges from any threads.
 class ActivationBuffer {
  public:
-  // Prepares for `rows` x `cols` activations at `x` (row stride `stride`
-  // floats). Grows, never shrinks.
+  // Prepares for `rows` x `cols` activations at `x` (row stride `stride` floats). Grows, never
+  // shrinks.
   void reserve(const float* x, int64_t rows, int64_t cols, int64_t stride);
   void quantize(int64_t row0, int64_t row1);  // rows [row0, row1) to int8
   const Activations& view() const { return view_; }
@@ -55,21 +50,18 @@ class ActivationBuffer {
   std::vector<int16_t> sum_;
 };
 
-// out[i * out_stride + (r - row0)] = w[batch, r, :] . x[t(i), :] for r in
-// [row0, row1) and i in [0, n), t(i) = tokens ? tokens[i] : i. Scratch memory
-// is thread-local.
+// out[i * out_stride + (r - row0)] = w[batch, r, :] . x[t(i), :] for r in [row0, row1) and i in [0,
+// n), t(i) = tokens ? tokens[i] : i. Scratch memory is thread-local.
 void matmul_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
                  const int32_t* tokens, int64_t n, float* out, int64_t out_stride);
 
-// Rows per task that keep a task around 20-100 us and tiles whole; a multiple
-// of the panel width.
+// Rows per task that keep a task around 20-100 us and tiles whole; a multiple of the panel width.
 int64_t rows_per_task(const Matrix& w, int64_t n_tokens, int n_threads);
 
 // Dequantizes one row of `cols` weights.
 void dequantize_row(Type type, const uint8_t* row, float* out, int64_t cols);
 
-// Quantizes one row to F16 or Q8_0 or F32 (cache rows); cols a multiple of 32
-// for Q8_0.
+// Quantizes one row to F16 or Q8_0 or F32 (cache rows); cols a multiple of 32 for Q8_0.
 void quantize_row(Type type, const float* x, uint8_t* row, int64_t cols);
 
 struct Kernels {
@@ -79,27 +71,23 @@ struct Kernels {
                                float* scale, int16_t* sum);
   void (*dequantize_row)(Type type, const uint8_t* row, float* out, int64_t cols);
 
-  // Few tokens: each row read once, used for all n tokens. `x` as in
-  // matmul_rows.
+  // Few tokens: each row read once, used for all n tokens. `x` as in matmul_rows.
   void (*gemv_rows)(const Matrix& w, int64_t batch, int64_t row0, int64_t row1,
                     const Activations& x, const int32_t* tokens, int64_t n, float* out,
                     int64_t out_stride);
-  // Many tokens: rows unpacked once into a panel, then multiplied with every
-  // token.
+  // Many tokens: rows unpacked once into a panel, then multiplied with every token.
   void (*gemm_rows)(const Matrix& w, int64_t batch, int64_t row0, int64_t row1,
                     const Activations& x, const int32_t* tokens, int64_t n, float* out,
                     int64_t out_stride);
 
-  // Float tiles for attention. Row-major; strides in floats.
-  // c[m, n] = a[m, k] . b[n, k]^T
+  // Float tiles for attention. Row-major; strides in floats. c[m, n] = a[m, k] . b[n, k]^T
   void (*gemm_nt)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                   int64_t ldb, float* c, int64_t ldc);
   // c[m, n] += a[m, k] . b[k, n]
   void (*gemm_nn)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                   int64_t ldb, float* c, int64_t ldc);
 
-  // out = x / rms(x) * weight, rms over n values, eps inside the root. out may
-  // be x.
+  // out = x / rms(x) * weight, rms over n values, eps inside the root. out may be x.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   // out = silu(gate) * up. out may be gate.
   void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
@@ -111,9 +99,8 @@ struct Kernels {
   void (*scale)(float a, int64_t n, float* x);
 };
 
-// The chosen table. LOCALDS_ISA=portable|avx2|avx512|neon forces one; an
-// instruction set that this processor lacks throws std::invalid_argument that
-// names those it has.
+// The chosen table. LOCALDS_ISA=portable|avx2|avx512|neon forces one; an instruction set that this
+// processor lacks throws std::invalid_argument that names those it has.
 const Kernels& kernels();
 std::vector<std::string> available_isas();  // best first, "portable" last
 void select_isa(const std::string& name);   // for tests

@@ -1,5 +1,5 @@
-// Products with few tokens: a row is read once, its groups are decoded in
-// registers and multiplied with up to four tokens. Lanes run along the columns.
+// Products with few tokens: a row is read once, its groups are decoded in registers and multiplied
+// with up to four tokens. Lanes run along the columns.
 #pragma once
 
 #include "isa/decoders.h"
@@ -33,8 +33,8 @@ class RowProduct {
     }
   }
 
-  // Multiplies the span at `bytes`, whose first element is column `col`; only
-  // its first `groups` groups exist.
+  // Multiplies the span at `bytes`, whose first element is column `col`; only its first `groups`
+  // groups exist.
   LOCALDS_INLINE void add_span(const Token* tokens, const uint8_t* bytes, int64_t col, int groups) {
     scale(tokens, bytes, col, groups);
 #pragma GCC unroll 2

@@ -56,8 +56,8 @@ LOCALDS_INLINE Quad quad_xor(Quad v, int mask) {
   return {{_mm256_xor_si256(v.v[0], m), _mm256_xor_si256(v.v[1], m)}};
 }
 
-// Shifts each chunk right by its n (left by -n), known at compile time. Bits of
-// the neighbour byte come in: mask them off.
+// Shifts each chunk right by its n (left by -n), known at compile time. Bits of the neighbour byte
+// come in: mask them off.
 LOCALDS_INLINE Quad quad_shift(Quad v, int n0, int n1, int n2, int n3) {
   const auto all = [](__m256i b, int n) {
     return n >= 0 ? _mm256_srli_epi16(b, n) : _mm256_slli_epi16(b, -n);
@@ -74,8 +74,7 @@ LOCALDS_INLINE Quad lookup(const int8_t* table, Quad nibbles) {
   return {{_mm256_shuffle_epi8(t, nibbles.v[0]), _mm256_shuffle_epi8(t, nibbles.v[1])}};
 }
 
-// Bytes that are `value` (a power of two) where a chunk's bytes have their bit
-// b set, else 0.
+// Bytes that are `value` (a power of two) where a chunk's bytes have their bit b set, else 0.
 LOCALDS_INLINE Quad select_bits(Quad v, int b0, int b1, int b2, int b3, int value) {
   const auto test = [](__m256i bytes, int low, int high) {
     const __m256i bits = _mm256_set_m128i(_mm_set1_epi8(static_cast<char>(1 << high)),
@@ -85,8 +84,8 @@ LOCALDS_INLINE Quad select_bits(Quad v, int b0, int b1, int b2, int b3, int valu
   return quad_and({{test(v.v[0], b0, b1), test(v.v[1], b2, b3)}}, value);
 }
 
-// Adds `value` to byte j of a chunk where bit j of bytes 2 * half and 2 * half
-// + 1 of the same chunk of `bits` is set.
+// Adds `value` to byte j of a chunk where bit j of bytes 2 * half and 2 * half + 1 of the same
+// chunk of `bits` is set.
 LOCALDS_INLINE Quad add_bits(Quad v, Quad bits, int half, int value) {
   const __m256i index =
       _mm256_setr_epi64x(half * 0x0202020202020202, half * 0x0202020202020202 + 0x0101010101010101,
@@ -98,12 +97,10 @@ LOCALDS_INLINE Quad add_bits(Quad v, Quad bits, int half, int value) {
   return quad_or(v, quad_and({{test(bits.v[0]), test(bits.v[1])}}, value));
 }
 
-// acc + the sums of 4 adjacent products: w unsigned up to 127 (signed if wide),
-// x signed.
+// acc + the sums of 4 adjacent products: w unsigned up to 127 (signed if wide), x signed.
 template <bool wide>
 LOCALDS_INLINE Ints dot(Ints acc, Bytes w, Bytes x) {
-  // Pairs are summed in int16, where 2 * 128 * 127 fits. A wide w gives its
-  // sign to x.
+  // Pairs are summed in int16, where 2 * 128 * 127 fits. A wide w gives its sign to x.
   const __m256i pairs = wide ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
                              : _mm256_maddubs_epi16(w, x);
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -147,8 +144,7 @@ LOCALDS_INLINE Factors group_factors(Floats f) { return {f, f}; }
 LOCALDS_INLINE QuadFloats spread_groups(const Factors& f, int first) {
   return {{spread(f.first, first, first + 2), spread(f.first, first + 4, first + 6)}};
 }
-// A factor for each half of eight groups. They are kept in pairs: 0 and 1, 4
-// and 5 in `first`.
+// A factor for each half of eight groups. They are kept in pairs: 0 and 1, 4 and 5 in `first`.
 LOCALDS_INLINE Factors half_factors(Floats first, Floats second) {
   return {_mm256_unpacklo_ps(first, second), _mm256_unpackhi_ps(first, second)};
 }
@@ -201,8 +197,7 @@ LOCALDS_INLINE Wide minimum(Wide a, Wide b) { return _mm256_min_ps(a, b); }
 LOCALDS_INLINE Wide round_nearest(Wide v) {
   return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-// v * 2^n for whole n in [-252, 254], in two steps so that subnormal results
-// are right.
+// v * 2^n for whole n in [-252, 254], in two steps so that subnormal results are right.
 LOCALDS_INLINE Wide scale_by_power(Wide v, Wide n) {
   const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
   const auto power = [](__m256i e) {

@@ -1,5 +1,5 @@
-// The vector wrapper over AVX-512 (F, BW, DQ, VL, VNNI). Single rows use
-// 32-byte vectors, panels and floats 64-byte ones.
+// The vector wrapper over AVX-512 (F, BW, DQ, VL, VNNI). Single rows use 32-byte vectors, panels
+// and floats 64-byte ones.
 #pragma once
 
 #define LOCALDS_ISA avx512
@@ -46,9 +46,8 @@ LOCALDS_INLINE Quad quad_xor(Quad v, int mask) {
 LOCALDS_INLINE __m512i per_chunk(int n0, int n1, int n2, int n3) {
   return _mm512_setr_epi32(n0, n0, n0, n0, n1, n1, n1, n1, n2, n2, n2, n2, n3, n3, n3, n3);
 }
-// Shifts each chunk right by its n (left by -n), known at compile time. Bits of
-// the neighbour byte come in: mask them off. (A rotation, as it takes both
-// directions.)
+// Shifts each chunk right by its n (left by -n), known at compile time. Bits of the neighbour byte
+// come in: mask them off. (A rotation, as it takes both directions.)
 LOCALDS_INLINE Quad quad_shift(Quad v, int n0, int n1, int n2, int n3) {
   if (n0 == n1 && n0 == n2 && n0 == n3 && n0 >= 0) return _mm512_srli_epi16(v, n0);
   return _mm512_rorv_epi32(v, per_chunk(n0, n1, n2, n3));
@@ -59,15 +58,14 @@ LOCALDS_INLINE Quad lookup(const int8_t* table, Quad nibbles) {
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load_chunk(table)), nibbles);
 }
 
-// Bytes that are `value` (a power of two) where a chunk's bytes have their bit
-// b set, else 0.
+// Bytes that are `value` (a power of two) where a chunk's bytes have their bit b set, else 0.
 LOCALDS_INLINE Quad select_bits(Quad v, int b0, int b1, int b2, int b3, int value) {
   const int to = std::countr_zero(static_cast<unsigned>(value));
   return quad_and(quad_shift(v, b0 - to, b1 - to, b2 - to, b3 - to), value);
 }
 
-// Adds `value` to byte j of a chunk where bit j of bytes 2 * half and 2 * half
-// + 1 of the same chunk of `bits` is set.
+// Adds `value` to byte j of a chunk where bit j of bytes 2 * half and 2 * half + 1 of the same
+// chunk of `bits` is set.
 LOCALDS_INLINE Quad add_bits(Quad v, Quad bits, int half, int value) {
   const int low = 0x02020202 * half, high = low + 0x01010101;
   const __m512i index = _mm512_set4_epi32(high, high, low, low);

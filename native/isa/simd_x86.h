@@ -1,8 +1,7 @@
-// The part of the vector wrapper that AVX2 and AVX-512 share: 32 bytes, 8
-// integers, 8 floats.
+// The part of the vector wrapper that AVX2 and AVX-512 share: 32 bytes, 8 integers, 8 floats.
 //
-// Each instruction set offers the same names; decoders and products are written
-// on them and compiled once per set, inside the namespace LOCALDS_ISA.
+// Each instruction set offers the same names; decoders and products are written on them and
+// compiled once per set, inside the namespace LOCALDS_ISA.
 #pragma once
 
 #include <immintrin.h>
@@ -41,8 +40,7 @@ LOCALDS_INLINE void store_ints(int32_t* p, Ints v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
 }
 
-// Lane i of the result is bits [shift * i, shift * i + width) of `bits`, as
-// float.
+// Lane i of the result is bits [shift * i, shift * i + width) of `bits`, as float.
 template <int shift, int width>
 LOCALDS_INLINE Ints unpack_fields(uint32_t bits) {
   const __m256i shifts =
@@ -95,8 +93,7 @@ LOCALDS_INLINE void even_odd_floats(uint64_t low, uint64_t high, Floats& even, F
   odd = to_floats(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(v, v)));
 }
 
-// The largest magnitude of 32 floats; NaN if there is one, as its bits compare
-// above all others.
+// The largest magnitude of 32 floats; NaN if there is one, as its bits compare above all others.
 LOCALDS_INLINE float largest_magnitude(const Floats (&v)[4]) {
   const auto magnitude = [](__m256 f) {
     return _mm256_and_si256(_mm256_castps_si256(f), _mm256_set1_epi32(0x7fffffff));

@@ -1,6 +1,5 @@
-// What every instruction set's file shares with kernels.cpp: its table, scratch
-// memory and the rules of quantized activations. Nothing here may be an
-// external inline function (see formats.h).
+// What every instruction set's file shares with kernels.cpp: its table, scratch memory and the
+// rules of quantized activations. Nothing here may be an external inline function (see formats.h).
 #pragma once
 
 #include <cstddef>
@@ -15,8 +14,7 @@ const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 const Kernels& neon_kernels();
 
-// At least `bytes` of memory of this thread, aligned to 64; the next call may
-// move it.
+// At least `bytes` of memory of this thread, aligned to 64; the next call may move it.
 void* thread_scratch(size_t bytes);
 
 // A group of activations below this is zero: 127 / amax would overflow.
@@ -28,8 +26,7 @@ inline constexpr int64_t kSpan = 256;
 // Tasks get whole tiles of rows: the widest panel of any instruction set.
 inline constexpr int64_t kRowTile = 16;
 
-// The sums of a span lie as those of its eight first halves, then its eight
-// second halves.
+// The sums of a span lie as those of its eight first halves, then its eight second halves.
 inline constexpr int64_t kSumHalf = kSpan / kGroup;
 static inline int64_t sum_index(int64_t group, int64_t half) {
   return group / kSumHalf * 2 * kSumHalf + half * kSumHalf + group % kSumHalf;

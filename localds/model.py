@@ -40,6 +40,7 @@ class Model:
         self.geometry: Geometry = models.read_geometry(gguf)
         self.tokenizer = Tokenizer.from_gguf(gguf)
         self.template: ChatTemplate = template_for(gguf, self.tokenizer)
+        self.template.start()  # its process gets ready while the layers are prepared
         self.decoder: Decoder[NDArray[np.float32]] = models.build(gguf, CpuOps())
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from localds.model import Model
+    from localds.tokenizer import TextStream
 
     Message = Mapping[str, object]
 
@@ -136,7 +138,7 @@ class Session:
         template_options: Mapping[str, Any] | None = None,
         **sampling: object,
     ) -> Iterator[Piece]:
-        """Yield the reply to `prompt` in pieces.
+        """Yield the reply to `prompt` in pieces, as they come.
 
         A string is continued as it stands; messages ({"role": ..., "content": ...}) go through the
         model's chat template, with `template_options` as extra variables. What the cache already
@@ -150,11 +152,13 @@ class Session:
         encoded = encode_prompt(self._model, prompt, template_options or {})
         self.stats = Stats()
         logits = self._prefill(encoded.ids, on_progress)
-        thinking = ThinkingSplitter(starts_inside=encoded.opens_thinking)
-        text = self._decode(logits, sampler, StopMatcher(stop), max_tokens)
-        for chunk in text:
-            yield from (Piece(part, kind) for kind, part in thinking.push(chunk))
-        yield from (Piece(part, kind) for kind, part in thinking.flush())
+        # A reply to messages begins a text of its own, the continuation of a text does not.
+        stream = self._model.tokenizer.stream(start=not isinstance(prompt, str))
+        text = self._decode(logits, sampler, stream, StopMatcher(stop), max_tokens)
+        if isinstance(prompt, str):
+            yield from (Piece(part) for part in text if part)
+        else:
+            yield from _pieces(text, ThinkingSplitter(starts_inside=encoded.opens_thinking))
 
     def _prefill(
         self, ids: Sequence[int], on_progress: Callable[[int, int], None] | None
@@ -182,17 +186,16 @@ class Session:
         self,
         logits: NDArray[np.float32],
         sampler: Sampler,
+        stream: TextStream,
         stops: StopMatcher,
         max_tokens: int | None,
     ) -> Iterator[str]:
         """Yield text until the model ends, a stop string comes, or there is no more room."""
-        tokenizer = self._model.tokenizer
-        stream = tokenizer.stream()
         stats = self.stats
         while True:
             started = time.perf_counter()
             token = sampler.sample(logits, self._tokens)
-            if token in tokenizer.eos_ids:
+            if token in self._model.tokenizer.eos_ids:
                 stats.finish_reason = "stop"
                 break
             stats.generated_tokens += 1
@@ -213,3 +216,17 @@ class Session:
             logits = self.evaluate([token])[0]
             stats.decode_seconds += time.perf_counter() - started
         yield stops.push(stream.flush()) + stops.flush()
+
+
+def _pieces(text: Iterator[str], splitter: ThinkingSplitter) -> Iterator[Piece]:
+    """Tell thinking from answer; the blank lines between the two belong to neither."""
+    thought = False
+    for part in chain(text, [None]):
+        for kind, words in splitter.flush() if part is None else splitter.push(part):
+            if kind == "thinking":
+                thought = True
+            elif thought:
+                words = words.lstrip()
+                thought = not words
+            if words:
+                yield Piece(words, kind)

@@ -11,6 +11,8 @@ import localds
 from localds.memory.latents import ContextError
 from localds.memory.plan import BudgetError
 from localds.prompt import common_prefix, encode_prompt
+from localds.session import _pieces
+from localds.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,3 +167,26 @@ def test_logits_reject_nothing_and_foreign_ids(model: Model) -> None:
 def test_a_context_beyond_the_model_is_refused(model: Model) -> None:
     with pytest.raises(ContextError, match="made for at most"):
         model.session(context=10**6)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    [
+        (
+            ["<think>a b", "</think>\n", "\nhi ", "\n\nx"],
+            [("thinking", "a b"), ("answer", "hi \n\nx")],
+        ),
+        (["\n", "plain"], [("answer", "\nplain")]),
+        (["<think>", "cut"], [("thinking", "cut")]),
+    ],
+)
+def test_pieces_drop_the_blank_lines_after_thinking(
+    chunks: list[str], expected: list[tuple[str, str]]
+) -> None:
+    joined: list[list[str]] = []
+    for piece in _pieces(iter(chunks), ThinkingSplitter()):
+        if joined and joined[-1][0] == piece.kind:
+            joined[-1][1] += piece.text
+        else:
+            joined.append([piece.kind, piece.text])
+    assert [tuple(part) for part in joined] == expected

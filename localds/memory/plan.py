@@ -108,8 +108,13 @@ def available_memory() -> int | None:
 
 
 def _runtime_bytes(geometry: Geometry) -> int:
-    """Measured: 60 MB for the interpreter with numpy and the kernels, 700 bytes per word."""
-    return 60_000_000 + 700 * geometry.vocabulary
+    """Measured: interpreter and libraries, 550 bytes per word of the vocabulary, scratch memory.
+
+    Scratch is largest in attention over a prompt: queries in both forms, contexts and values of
+    all heads in float32, for a chunk of 512 tokens, and half as much again for what is quantized.
+    """
+    per_token = 2 * geometry.heads * geometry.cache_width + geometry.expanded_width
+    return 50_000_000 + 550 * geometry.vocabulary + 512 * 4 * per_token * 3 // 2
 
 
 def _free_ram() -> int | None:

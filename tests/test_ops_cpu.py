@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -282,6 +283,19 @@ def test_experts_with_quantized_weights(fused: bool, n: int) -> None:
     x = hidden_states(rng(), n)
     expected = oracle.moe(x.astype(np.float64), rounded_weights(w), router, EPS)
     assert_rounding_apart(layer(x.copy()) - x, expected - x)
+
+
+def test_experts_with_mixed_types() -> None:
+    """Quantizers give each matrix its own type: one input then serves in float32 and in 8 bits."""
+    w = moe_weights(12, bias=False, shared=True)
+    plain = moe_tensors(w)
+    quantized = moe_tensors(w, kind=GGMLType.Q8_0)
+    mixed = replace(quantized, up=plain.up, shared_gate=plain.shared_gate, down=plain.down)
+    weights = rounded_weights(w) | {name: w[name] for name in ("up", "shared_gate", "down")}
+    router = Router(12, 4, Gating.SOFTMAX, True, 1.0)
+    x = hidden_states(rng(), 9)
+    expected = oracle.moe(x.astype(np.float64), weights, router, EPS)
+    assert_rounding_apart(OPS.moe(mixed, router, EPS)(x.copy()) - x, expected - x)
 
 
 # ---- the ends ----

@@ -1,5 +1,7 @@
 #include "scratch.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <memory>
 #include <new>
@@ -11,12 +13,17 @@ namespace localds {
 namespace {
 
 constexpr size_t kAlignment = 64;
+constexpr size_t kPage = size_t{1} << 16;  // a multiple of every system's
 constexpr size_t kSmallestBlock = size_t{1} << 20;
 
+// Mapped, not allocated: what is given up goes back to the system, so that memory can be counted.
 struct Block {
-  explicit Block(size_t n)
-      : data(static_cast<std::byte*>(::operator new(n, std::align_val_t{kAlignment}))), size(n) {}
-  ~Block() { ::operator delete(data, std::align_val_t{kAlignment}); }
+  explicit Block(size_t bytes) : size((bytes + kPage - 1) / kPage * kPage) {
+    void* address = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    if (address == MAP_FAILED) throw std::bad_alloc();
+    data = static_cast<std::byte*>(address);
+  }
+  ~Block() { munmap(data, size); }
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 

@@ -51,7 +51,7 @@ struct ThreadPool::State {
   // half, so that one compare-and-swap claims a task of this very run: a worker that wakes late
   // finds nothing left and touches nothing else.
   std::atomic<uint64_t> ticket{0};
-  std::atomic<int64_t> done{0};
+  std::atomic<uint32_t> done{0};
   const std::function<void(int64_t, int)>* task = nullptr;
   int64_t tasks = 0;
 
@@ -79,8 +79,9 @@ bool ThreadPool::State::claim(int64_t* index) {
 void ThreadPool::State::work(int thread) {
   int64_t index;
   while (claim(&index)) {
+    const int64_t all = tasks;  // of this run: the next may begin after the last addition
     (*task)(index, thread);
-    done.fetch_add(1, std::memory_order_release);
+    if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == all) done.notify_all();
   }
 }
 
@@ -164,8 +165,9 @@ void ThreadPool::run(int64_t tasks, const std::function<void(int64_t, int)>& tas
 
   s.work(0);
   const auto finished = [&s, tasks] { return s.done.load(std::memory_order_acquire) == tasks; };
-  // A worker that lost its core in the middle of a task may need this one.
-  while (!spin(finished)) std::this_thread::yield();
+  // A worker that lost its core in the middle of a task gets this one only if it falls idle.
+  if (spin(finished)) return;
+  for (uint32_t seen; (seen = s.done.load(std::memory_order_acquire)) != tasks;) s.done.wait(seen);
 }
 
 }  // namespace localds

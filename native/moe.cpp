@@ -36,34 +36,15 @@ void MoeLayer::route(const float* x, int64_t n, int32_t* ids, float* weights) co
 void MoeLayer::forward(float* x, int64_t n) const {
   if (n == 0) return;
   Scratch scratch;
-  const int threads = scratch.threads();
   float* hidden_rows = scratch.take<float>(n * hidden());
-  float* logits = scratch.take<float>(n * router_.experts);
   const bool int8 = needs_int8(experts_.gate) || needs_int8(experts_.up) ||
                     (shared_ && (needs_int8(shared_->gate) || needs_int8(shared_->up)));
   const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows, int8);
 
-  // The router and the shared expert wait for nothing: one run for both.
-  const int64_t shared_rows = shared_ ? shared_->gate.rows : 0;
-  const int64_t all_rows = router_.experts + shared_rows;
-  TiledRows work[2] = {
-      {router_.experts, task_rows(router_weight_.row_bytes, n, all_rows, threads)}};
-  float* shared_middle = nullptr;
-  float* tiles = nullptr;
-  if (shared_) {
-    const int64_t row_bytes = shared_->gate.row_bytes + shared_->up.row_bytes;
-    work[1] = {shared_rows, task_rows(row_bytes, n, all_rows, threads)};
-    shared_middle = scratch.take<float>(n * shared_rows);
-    tiles = scratch.take<float>(threads * n * work[1].tile);
-  }
-  run_tiles({work, shared_ ? 2u : 1u}, [&](int64_t i, int64_t row0, int64_t row1, int thread) {
-    if (i == 0) {
-      matmul_rows(router_weight_, 0, row0, row1, in, nullptr, n, logits + row0, router_.experts);
-    } else {
-      gated_tile(shared_->gate, shared_->up, 0, row0, row1, in, nullptr, n, shared_middle,
-                 shared_rows, tiles + thread * n * work[1].tile);
-    }
-  });
+  const int64_t shared_ff = shared_ ? shared_->gate.rows : 0;
+  float* logits = scratch.take<float>(n * router_.experts);
+  float* shared_middle = scratch.take<float>(n * shared_ff);
+  score(in, logits, shared_middle, scratch);
 
   int32_t* ids = scratch.take<int32_t>(n * router_.top_k);
   float* weights = scratch.take<float>(n * router_.top_k);
@@ -76,10 +57,36 @@ void MoeLayer::forward(float* x, int64_t n) const {
       activations(scratch.activations(1), middle, pairs.pairs, ff, ff, needs_int8(experts_.down));
   Activations shared_gated;
   if (shared_) {
-    shared_gated = activations(scratch.activations(2), shared_middle, n, shared_rows, shared_rows,
+    shared_gated = activations(scratch.activations(2), shared_middle, n, shared_ff, shared_ff,
                                needs_int8(shared_->down));
   }
   add_experts(gated, pairs, shared_ ? &shared_gated : nullptr, x, n, scratch);
+}
+
+// The router's logits, and the shared expert up to its down matrix: neither waits for a choice, so
+// they make one run.
+void MoeLayer::score(const Activations& x, float* logits, float* shared_middle,
+                     Scratch& scratch) const {
+  const int64_t n = x.rows;
+  const int threads = scratch.threads();
+  const int64_t shared_ff = shared_ ? shared_->gate.rows : 0;
+  const int64_t all_rows = router_.experts + shared_ff;
+  TiledRows work[2] = {
+      {router_.experts, task_rows(router_weight_.row_bytes, n, all_rows, threads)}};
+  float* tiles = nullptr;
+  if (shared_) {
+    const int64_t row_bytes = shared_->gate.row_bytes + shared_->up.row_bytes;
+    work[1] = {shared_ff, task_rows(row_bytes, n, all_rows, threads)};
+    tiles = scratch.take<float>(threads * n * work[1].tile);
+  }
+  run_tiles({work, shared_ ? 2u : 1u}, [&](int64_t i, int64_t row0, int64_t row1, int thread) {
+    if (i == 0) {
+      matmul_rows(router_weight_, 0, row0, row1, x, nullptr, n, logits + row0, router_.experts);
+    } else {
+      gated_tile(shared_->gate, shared_->up, 0, row0, row1, x, nullptr, n, shared_middle, shared_ff,
+                 tiles + thread * n * work[1].tile);
+    }
+  });
 }
 
 void MoeLayer::choose(float* logits, int64_t n, int32_t* ids, float* weights,

@@ -44,6 +44,7 @@ class MoeLayer {
   int64_t top_k() const { return router_.top_k; }
 
  private:
+  void score(const Activations& x, float* logits, float* shared_middle, Scratch& scratch) const;
   void choose(float* logits, int64_t n, int32_t* ids, float* weights, Scratch& scratch) const;
   ExpertPairs group(const int32_t* ids, const float* weights, int64_t n, Scratch& scratch) const;
   float* gate_experts(const Activations& x, const ExpertPairs& pairs, Scratch& scratch) const;

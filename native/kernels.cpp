@@ -15,8 +15,8 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 
-// Up to this many tokens reading a row again from the cache costs less than repacking it.
-constexpr int64_t kGemvTokens = 6;
+// More tokens than one pass over a row takes pay for repacking the rows.
+constexpr int64_t kGemvTokens = 4;
 
 // Best first; only what this processor has.
 std::vector<const Kernels*> usable_tables() {
@@ -133,13 +133,12 @@ void matmul_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, con
 }
 
 int64_t rows_per_task(const Matrix& w, int64_t n_tokens, int n_threads) {
-  // What one core does in a nanosecond, roughly: reads 16 bytes, multiplies 100 pairs.
-  const double row_ns =
-      std::max(static_cast<double>(w.row_bytes) / 16, static_cast<double>(n_tokens * w.cols) / 100);
-  const int64_t whole_tiles = round_up(static_cast<int64_t>(40e3 / row_ns) + 1, kRowTile);
-  // Not so large that threads are left without a share.
-  const int64_t fair_share = round_up((w.rows + 2 * n_threads - 1) / (2 * n_threads), kRowTile);
-  return std::min(whole_tiles, fair_share);
+  constexpr int64_t kGemvBytes = 640 << 10;  // 40 us at 16 bytes a nanosecond
+  constexpr int64_t kGemmRows = 128;         // so that packing the tokens costs 3% of a task
+  const int64_t rows = n_tokens <= kGemvTokens ? kGemvBytes / w.row_bytes + 1 : kGemmRows;
+  // Not so many that threads are left without a share.
+  const int64_t share = (w.rows + 2 * n_threads - 1) / (2 * n_threads);
+  return round_up(std::min(rows, share), kRowTile);
 }
 
 void dequantize_row(Type type, const uint8_t* row, float* out, int64_t cols) {

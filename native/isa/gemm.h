@@ -28,12 +28,17 @@ struct Packing {
 
 // Decodes one span of the rows into `units`.
 template <class D>
-LOCALDS_INLINE void pack_panel_span(const uint8_t* const* rows, int groups, uint32_t* units) {
+LOCALDS_INLINE void pack_panel_span(const uint8_t* const* rows, int64_t row_bytes, int groups,
+                                    uint32_t* units) {
   using P = Packing<D>;
   alignas(64) uint8_t bytes[kLanes][kSpan];
   alignas(64) float factors[4][kLanes][kSpanGroups];
   constexpr int kFactors = P::kHalfCount * (D::kMin ? 2 : 1);
   for (int r = 0; r < kLanes; ++r) {
+    // The next panel; processors do not foresee so many short streams.
+    for (int line = 0; line < D::kSpanBytes; line += 64) {
+      prefetch(rows[r] + kLanes * row_bytes + line);
+    }
     Floats s[2], m[2];
     D::scales(rows[r], groups, s, m);
     for (int h = 0; h < P::kHalfCount; ++h) {
@@ -42,18 +47,16 @@ LOCALDS_INLINE void pack_panel_span(const uint8_t* const* rows, int groups, uint
     }
     decode_span<D>(rows[r], groups, bytes[r]);
   }
-  for (int r = 0; r < kLanes; r += 4) {
-    for (int i = 0; i < groups * 2; ++i) {
-      const auto row = [&](int j) { return bytes[r + j] + chunk_offset<D>(i / 2, i % 2); };
-      transpose4(row(0), row(1), row(2), row(3),
-                 units + i / 2 * P::kPanelGroup + i % 2 * 4 * kLanes + r, kLanes);
+  for (int g = 0; g < groups; ++g) {
+    for (int half = 0; half < 2; ++half) {
+      interleave(bytes[0] + chunk_offset<D>(g, half), kSpan,
+                 units + g * P::kPanelGroup + half * 4 * kLanes, kLanes);
     }
-    for (int f = 0; f < kFactors; ++f) {
-      for (int g = 0; g < kSpanGroups; g += 4) {
-        const auto row = [&](int j) { return factors[f][r + j] + g; };
-        transpose4(row(0), row(1), row(2), row(3),
-                   units + g * P::kPanelGroup + (kUnits + f) * kLanes + r, P::kPanelGroup);
-      }
+  }
+  for (int f = 0; f < kFactors; ++f) {
+    for (int g = 0; g < kSpanGroups; g += 4) {
+      interleave(reinterpret_cast<const uint8_t*>(factors[f][0] + g), sizeof(factors[f][0]),
+                 units + g * P::kPanelGroup + (kUnits + f) * kLanes, P::kPanelGroup);
     }
   }
 }
@@ -65,12 +68,12 @@ void pack_panel(const Matrix& w, int64_t batch, int64_t row, int count, uint32_t
   for (int r = 0; r < kLanes; ++r) rows[r] = w.row(batch, row + (r < count ? r : count - 1));
   int64_t groups = w.cols / kGroup;
   for (; groups >= kSpanGroups; groups -= kSpanGroups) {
-    pack_panel_span<D>(rows, kSpanGroups, units);
+    pack_panel_span<D>(rows, w.row_bytes, kSpanGroups, units);
     for (int r = 0; r < kLanes; ++r) rows[r] += D::kSpanBytes;
     units += kSpanGroups * Packing<D>::kPanelGroup;
   }
   if constexpr (requires { D::kBlockBytes; }) {
-    if (groups) pack_panel_span<D>(rows, static_cast<int>(groups), units);
+    if (groups) pack_panel_span<D>(rows, w.row_bytes, static_cast<int>(groups), units);
   }
 }
 

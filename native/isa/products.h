@@ -84,6 +84,7 @@ void dequantize_span(const uint8_t* span, int groups, float* out) {
 inline void convert_row(Type type, const uint8_t* row, float* out, int64_t cols) {
   int64_t i = 0;
   for (; i + kLanes <= cols; i += kLanes) {
+    prefetch(row + 2 * i + kAhead);
     store_wide(out + i,
                type == Type::F16 ? load_wide_half(row + 2 * i) : load_wide_bfloat16(row + 2 * i));
   }

@@ -172,6 +172,26 @@ LOCALDS_INLINE WideInts broadcast4(const void* p) {
   std::memcpy(&value, p, 4);
   return _mm256_set1_epi32(value);
 }
+
+// 16 bytes of each of 8 rows to four vectors with 4 bytes of every row.
+LOCALDS_INLINE void interleave(const uint8_t* rows, int64_t stride, uint32_t* out,
+                               int64_t out_stride) {
+  const auto load = [&](int r) {
+    const uint8_t* p = rows + r * stride;
+    return _mm256_set_m128i(load_chunk(p + 4 * stride), load_chunk(p));
+  };
+  const auto store = [&](int i, __m256i v) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + i * out_stride), v);
+  };
+  const __m256i a = load(0), b = load(1), c = load(2), d = load(3);
+  const __m256i ab0 = _mm256_unpacklo_epi32(a, b), ab1 = _mm256_unpackhi_epi32(a, b);
+  const __m256i cd0 = _mm256_unpacklo_epi32(c, d), cd1 = _mm256_unpackhi_epi32(c, d);
+  store(0, _mm256_unpacklo_epi64(ab0, cd0));
+  store(1, _mm256_unpackhi_epi64(ab0, cd0));
+  store(2, _mm256_unpacklo_epi64(ab1, cd1));
+  store(3, _mm256_unpackhi_epi64(ab1, cd1));
+}
+
 LOCALDS_INLINE Wide wide(float value) { return floats(value); }
 LOCALDS_INLINE Wide load_wide(const float* p) { return load(p); }
 LOCALDS_INLINE void store_wide(float* p, Wide v) { store(p, v); }

@@ -127,6 +127,23 @@ LOCALDS_INLINE WideInts broadcast4(const void* p) {
   std::memcpy(&value, p, 4);
   return _mm512_set1_epi32(value);
 }
+
+// 16 bytes of each of 16 rows to four vectors with 4 bytes of every row.
+LOCALDS_INLINE void interleave(const uint8_t* rows, int64_t stride, uint32_t* out,
+                               int64_t out_stride) {
+  const auto load = [&](int r) {
+    const uint8_t* p = rows + r * stride;
+    return load_chunks(p, p + 4 * stride, p + 8 * stride, p + 12 * stride);
+  };
+  const __m512i a = load(0), b = load(1), c = load(2), d = load(3);
+  const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
+  const __m512i cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
+  _mm512_store_si512(out, _mm512_unpacklo_epi64(ab0, cd0));
+  _mm512_store_si512(out + out_stride, _mm512_unpackhi_epi64(ab0, cd0));
+  _mm512_store_si512(out + 2 * out_stride, _mm512_unpacklo_epi64(ab1, cd1));
+  _mm512_store_si512(out + 3 * out_stride, _mm512_unpackhi_epi64(ab1, cd1));
+}
+
 LOCALDS_INLINE Wide to_floats(WideInts v) { return _mm512_cvtepi32_ps(v); }
 LOCALDS_INLINE Wide wide(float value) { return _mm512_set1_ps(value); }
 LOCALDS_INLINE Wide load_wide(const float* p) { return _mm512_loadu_ps(p); }

@@ -159,8 +159,9 @@ LOCALDS_INLINE Floats gather_halves(const uint8_t* p) {
   return _mm256_cvtph_ps(_mm_setr_epi16(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)));
 }
 
+// Fetches a cache line into the second cache.
 LOCALDS_INLINE void prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 
 // Four rows of four 32-bit units to four columns, `out_stride` units apart.

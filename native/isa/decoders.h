@@ -5,7 +5,7 @@
 //   kSpanBytes   bytes of a span (one block of 256 elements or eight of 32)
 //   kHalves      whether scales (and mins) go with 16 elements instead of 32
 //   kMin         whether there are mins; if not, kZero is the byte that means zero
-//   kWide        whether bytes exceed 127: then they are signed where `dot` wants that
+//   kWide        whether bytes exceed 63: then they are signed where `dot` wants that
 //   quads(span, part, groups, first, second)   128 of the bytes; `part` is 0 or 1
 //   scales(span, groups, s, m)   s[0] (first halves), s[1] (second halves, if kHalves), m likewise
 // and, where blocks have 32 elements, kBlockBytes: a row may end inside a span, after `groups`.

@@ -23,10 +23,36 @@ LOCALDS_INLINE void store_lanes(float* p, Wide v, int count) {
   count == kLanes ? store_wide(p, v) : store_partial(p, v, count);
 }
 
+// How a row of the right side is stored: floats that are in a cache, or a row of weights that comes
+// from memory and is fetched ahead.
+struct CachedFloats {
+  LOCALDS_INLINE static Wide load(const uint8_t* row, int64_t i, int count) {
+    return load_lanes(reinterpret_cast<const float*>(row) + i, count);
+  }
+};
+struct Float32Row {
+  LOCALDS_INLINE static Wide load(const uint8_t* row, int64_t i, int count) {
+    prefetch(row + 4 * i + kAhead);
+    return CachedFloats::load(row, i, count);
+  }
+};
+template <Wide (*load_wide_of)(const uint8_t*)>
+struct TwoByteRow {
+  LOCALDS_INLINE static Wide load(const uint8_t* row, int64_t i, int count) {
+    prefetch(row + 2 * i + kAhead);
+    if (count == kLanes) return load_wide_of(row + 2 * i);
+    uint8_t copy[2 * kLanes] = {};
+    std::memcpy(copy, row + 2 * i, static_cast<size_t>(2 * count));
+    return load_wide_of(copy);
+  }
+};
+using Float16Row = TwoByteRow<load_wide_half>;
+using Bfloat16Row = TwoByteRow<load_wide_bfloat16>;
+
 // M rows of a times N rows of b, transposed. Each product has the same order of additions
 // whatever the tile, so that results do not depend on how rows are grouped.
-template <int M, int N>
-LOCALDS_INLINE void nt_tile(const float* const* a, const float* const* b, int64_t k, float* c,
+template <class Row, int M, int N>
+LOCALDS_INLINE void nt_tile(const float* const* a, const uint8_t* const* b, int64_t k, float* c,
                             int64_t ldc) {
   Wide sums[M][4];
   for (auto& row : sums) {
@@ -35,7 +61,7 @@ LOCALDS_INLINE void nt_tile(const float* const* a, const float* const* b, int64_
   for_vectors(k, [&](int64_t p, int count) __attribute__((always_inline)) {
     Wide right[N];
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) right[j] = load_lanes(b[j] + p, count);
+    for (int j = 0; j < N; ++j) right[j] = Row::load(b[j], p, count);
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i) {
       const Wide left = load_lanes(a[i] + p, count);
@@ -50,35 +76,29 @@ LOCALDS_INLINE void nt_tile(const float* const* a, const float* const* b, int64_
   }
 }
 
-template <int M>
-LOCALDS_INLINE void nt_tile_of(int n, const float* const* a, const float* const* b, int64_t k,
-                               float* c, int64_t ldc) {
-  static_assert(kNtCols == 4);
-  switch (n) {
-    case 4:
-      return nt_tile<M, 4>(a, b, k, c, ldc);
-    case 3:
-      return nt_tile<M, 3>(a, b, k, c, ldc);
-    case 2:
-      return nt_tile<M, 2>(a, b, k, c, ldc);
-    default:
-      return nt_tile<M, 1>(a, b, k, c, ldc);
+// The same for m <= M rows of a and n <= N rows of b.
+template <class Row, int M, int N>
+LOCALDS_INLINE void nt_tile_of(int m, int n, const float* const* a, const uint8_t* const* b,
+                               int64_t k, float* c, int64_t ldc) {
+  if (m == M && n == N) return nt_tile<Row, M, N>(a, b, k, c, ldc);
+  if constexpr (M > 1) {
+    if (m < M) return nt_tile_of<Row, M - 1, N>(m, n, a, b, k, c, ldc);
+  }
+  if constexpr (N > 1) {
+    if (n < N) return nt_tile_of<Row, M, N - 1>(m, n, a, b, k, c, ldc);
   }
 }
 
-// c[m, n] = a . b^T for up to kNtRows rows of a and any number of rows of b.
-inline void nt_rows(int m, const float* const* a, int64_t n, const float* b, int64_t ldb, int64_t k,
-                    float* c, int64_t ldc) {
+// c[m, n] = a . b^T for up to kNtRows rows of a and rows of b that are `stride` bytes apart.
+template <class Row>
+void nt_rows(int m, const float* const* a, int64_t n, const uint8_t* b, int64_t stride, int64_t k,
+             float* c, int64_t ldc) {
+  static_assert(kNtCols == 4);
   for (int64_t j = 0; j < n; j += kNtCols) {
-    const float* rows[kNtCols];
+    const uint8_t* rows[kNtCols];
     const int count = n - j < kNtCols ? static_cast<int>(n - j) : kNtCols;
-    for (int i = 0; i < count; ++i) rows[i] = b + (j + i) * ldb;
-    if constexpr (kNtRows >= 4) {
-      if (m == 4) nt_tile_of<4>(count, a, rows, k, c + j, ldc);
-      if (m == 3) nt_tile_of<3>(count, a, rows, k, c + j, ldc);
-    }
-    if (m == 2) nt_tile_of<2>(count, a, rows, k, c + j, ldc);
-    if (m == 1) nt_tile_of<1>(count, a, rows, k, c + j, ldc);
+    for (int i = 0; i < count; ++i) rows[i] = b + (j + i) * stride;
+    nt_tile_of<Row, kNtRows, kNtCols>(m, count, a, rows, k, c + j, ldc);
   }
 }
 
@@ -88,7 +108,8 @@ inline void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda
     const float* rows[kNtRows];
     const int count = m - i < kNtRows ? static_cast<int>(m - i) : kNtRows;
     for (int j = 0; j < count; ++j) rows[j] = a + (i + j) * lda;
-    nt_rows(count, rows, n, b, ldb, k, c + i * ldc, ldc);
+    nt_rows<CachedFloats>(count, rows, n, reinterpret_cast<const uint8_t*>(b),
+                          ldb * static_cast<int64_t>(sizeof(float)), k, c + i * ldc, ldc);
   }
 }
 

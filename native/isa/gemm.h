@@ -121,11 +121,15 @@ LOCALDS_INLINE void tile_dot(const uint32_t* panel, const uint32_t* tile, const 
                              WideInts (&dots)[T]) {
 #pragma GCC unroll 12
   for (int t = 0; t < T; ++t) dots[t] = D::kMin ? WideInts() : broadcast4(start + t);
-#pragma GCC unroll 8
-  for (int i = 0; i < units; ++i) {
-    const WideInts w = load_wide_bytes(panel + i * kLanes);
+#pragma GCC unroll 4
+  for (int i = 0; i < units; i += 2) {
+    const WideInts w0 = load_wide_bytes(panel + i * kLanes);
+    const WideInts w1 = load_wide_bytes(panel + (i + 1) * kLanes);
 #pragma GCC unroll 12
-    for (int t = 0; t < T; ++t) dots[t] = dot<D::kWide>(dots[t], w, broadcast4(tile + i * T + t));
+    for (int t = 0; t < T; ++t) {
+      const uint32_t* x = tile + i * T + t;
+      dots[t] = dot_two<D::kWide>(dots[t], w0, broadcast4(x), w1, broadcast4(x + T));
+    }
   }
 }
 

@@ -7,10 +7,6 @@
 
 namespace localds::LOCALDS_ISA {
 
-// Bytes to fetch ahead, into the second cache: the first one has too few outstanding misses to keep
-// the memory busy (10 GB/s a core on Zen 4, instead of 20 and more).
-constexpr int64_t kAhead = 8192;
-
 // One token's quantized activations.
 struct Token {
   const int8_t* q;

@@ -110,40 +110,42 @@ inline void dequantize_row(Type type, const uint8_t* row, float* out, int64_t co
   }
 }
 
-// Rows [row0, row1) of a float matrix, at most kFloatRows.
-constexpr int64_t kFloatRows = 32;
-inline void float_block(const Matrix& w, int64_t batch, int64_t row0, int64_t row1,
-                        const Activations& x, const int32_t* tokens, int64_t n, float* out,
-                        int64_t out_stride) {
-  const auto* rows = reinterpret_cast<const float*>(w.row(batch, row0));
-  int64_t stride = w.row_bytes / static_cast<int64_t>(sizeof(float));
-  if (w.type != Type::F32) {
-    const auto size = static_cast<size_t>((row1 - row0) * w.cols) * sizeof(float);
-    auto* converted = static_cast<float*>(thread_scratch(size));
-    for (int64_t r = row0; r < row1; ++r) {
-      convert_row(w.type, w.row(batch, r), converted + (r - row0) * w.cols, w.cols);
-    }
-    rows = converted;
-    stride = w.cols;
-  }
+// Rows [row0, row1) of a float matrix, stored as Row says, at `rows`.
+template <class Row>
+void float_rows(const uint8_t* rows, int64_t row_bytes, int64_t n_rows, const Activations& x,
+                const int32_t* tokens, int64_t n, float* out, int64_t out_stride) {
   for (int64_t i = 0; i < n; i += kNtRows) {
-    const float* four[kNtRows];
+    const float* left[kNtRows];
     const int count = n - i < kNtRows ? static_cast<int>(n - i) : kNtRows;
     for (int j = 0; j < count; ++j) {
-      four[j] = x.f32 + (tokens ? tokens[i + j] : i + j) * x.f32_stride;
+      left[j] = x.f32 + (tokens ? tokens[i + j] : i + j) * x.f32_stride;
     }
-    nt_rows(count, four, row1 - row0, rows, stride, w.cols, out + i * out_stride, out_stride);
+    nt_rows<Row>(count, left, n_rows, rows, row_bytes, x.cols, out + i * out_stride, out_stride);
   }
 }
 
-inline void float_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1,
-                       const Activations& x, const int32_t* tokens, int64_t n, float* out,
-                       int64_t out_stride) {
-  // Few tokens use a row once: convert no more than the first cache holds.
-  const int64_t step = n <= kNtRows ? kNtCols : kFloatRows;
-  for (int64_t r = row0; r < row1; r += step) {
-    float_block(w, batch, r, row1 - r < step ? row1 : r + step, x, tokens, n, out + r - row0,
-                out_stride);
+inline void multiply_floats(const Matrix& w, int64_t batch, int64_t row0, int64_t row1,
+                            const Activations& x, const int32_t* tokens, int64_t n, float* out,
+                            int64_t out_stride) {
+  const uint8_t* rows = w.row(batch, row0);
+  if (n <= kNtRows) {
+    const auto multiply = w.type == Type::F32   ? float_rows<Float32Row>
+                          : w.type == Type::F16 ? float_rows<Float16Row>
+                                                : float_rows<Bfloat16Row>;
+    return multiply(rows, w.row_bytes, row1 - row0, x, tokens, n, out, out_stride);
+  }
+  // As many rows as the second cache holds are converted once for all tokens.
+  constexpr int64_t kBlock = 32;
+  auto* converted =
+      static_cast<float*>(thread_scratch(static_cast<size_t>(kBlock * w.cols) * sizeof(float)));
+  for (int64_t r = row0; r < row1; r += kBlock) {
+    const int64_t count = row1 - r < kBlock ? row1 - r : kBlock;
+    for (int64_t i = 0; i < count; ++i) {
+      LOCALDS_ISA::dequantize_row(w.type, w.row(batch, r + i), converted + i * w.cols, w.cols);
+    }
+    float_rows<CachedFloats>(reinterpret_cast<const uint8_t*>(converted),
+                             w.cols * static_cast<int64_t>(sizeof(float)), count, x, tokens, n,
+                             out + r - row0, out_stride);
   }
 }
 
@@ -151,7 +153,7 @@ inline void any_gemv_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t 
                           const Activations& x, const int32_t* tokens, int64_t n, float* out,
                           int64_t out_stride) {
   if (type_info(w.type).is_float) {
-    return float_rows(w, batch, row0, row1, x, tokens, n, out, out_stride);
+    return multiply_floats(w, batch, row0, row1, x, tokens, n, out, out_stride);
   }
   with_decoder(w.type, [&]<class D>() {
     gemv_rows<D>(w, batch, row0, row1, x, tokens, n, out, out_stride);
@@ -162,7 +164,7 @@ inline void any_gemm_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t 
                           const Activations& x, const int32_t* tokens, int64_t n, float* out,
                           int64_t out_stride) {
   if (type_info(w.type).is_float) {
-    return float_rows(w, batch, row0, row1, x, tokens, n, out, out_stride);
+    return multiply_floats(w, batch, row0, row1, x, tokens, n, out, out_stride);
   }
   with_decoder(w.type, [&]<class D>() {
     gemm_rows<D>(w, batch, row0, row1, x, tokens, n, out, out_stride);

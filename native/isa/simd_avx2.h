@@ -7,7 +7,7 @@
 
 namespace localds::LOCALDS_ISA {
 
-// `dot` takes unsigned bytes up to 127 only, so wider values are kept signed.
+// `dot` takes unsigned bytes up to 63 only, so wider values are kept signed.
 constexpr bool kWideUnsigned = false;
 
 // Four chunks of 16 bytes, halves of groups.
@@ -97,12 +97,22 @@ LOCALDS_INLINE Quad add_bits(Quad v, Quad bits, int half, int value) {
   return quad_or(v, quad_and({{test(bits.v[0]), test(bits.v[1])}}, value));
 }
 
-// acc + the sums of 4 adjacent products: w unsigned up to 127 (signed if wide), x signed.
+// acc + the sums of 4 adjacent products: w unsigned up to 63 (signed if wide), x signed.
 template <bool wide>
 LOCALDS_INLINE Ints dot(Ints acc, Bytes w, Bytes x) {
   // Pairs are summed in int16, where 2 * 128 * 127 fits. A wide w gives its sign to x.
   const __m256i pairs = wide ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
                              : _mm256_maddubs_epi16(w, x);
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+// The same for two pairs of vectors.
+template <bool wide>
+LOCALDS_INLINE Ints dot_two(Ints acc, Bytes w0, Bytes x0, Bytes w1, Bytes x1) {
+  if constexpr (wide) return dot<wide>(dot<wide>(acc, w0, x0), w1, x1);
+  // Bytes that are not wide are at most 63, and four products of 63 * 127 still fit int16.
+  const __m256i pairs =
+      _mm256_add_epi16(_mm256_maddubs_epi16(w0, x0), _mm256_maddubs_epi16(w1, x1));
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
@@ -115,12 +125,8 @@ LOCALDS_INLINE QuadInts dot_quad(Quad w, const int8_t* x) {
 template <bool wide>
 LOCALDS_INLINE QuadInts dot_quads(Quad first, Quad second, const int8_t* x) {
   const auto both = [&](int i) {
-    const Bytes x0 = load_bytes(x + 32 * i), x1 = load_bytes(x + 64 + 32 * i);
-    if constexpr (wide) return dot<wide>(dot<wide>(Ints(), first.v[i], x0), second.v[i], x1);
-    // Four products of 63 * 127 still fit int16.
-    const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(first.v[i], x0),
-                                           _mm256_maddubs_epi16(second.v[i], x1));
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    return dot_two<wide>(Ints(), first.v[i], load_bytes(x + 32 * i), second.v[i],
+                         load_bytes(x + 64 + 32 * i));
   };
   return {{both(0), both(1)}};
 }

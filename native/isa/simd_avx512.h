@@ -121,6 +121,12 @@ LOCALDS_INLINE QuadFloats spread_halves(Factors f, int i) {
   return _mm512_permutexvar_ps(per_chunk(2 * i, 8 + 2 * i, 2 * i + 1, 9 + 2 * i), f);
 }
 
+// The same for two pairs of vectors.
+template <bool wide>
+LOCALDS_INLINE WideInts dot_two(WideInts acc, WideInts w0, WideInts x0, WideInts w1, WideInts x1) {
+  return dot<wide>(dot<wide>(acc, w0, x0), w1, x1);
+}
+
 LOCALDS_INLINE WideInts load_wide_bytes(const void* p) { return _mm512_loadu_si512(p); }
 LOCALDS_INLINE WideInts broadcast4(const void* p) {
   int32_t value;

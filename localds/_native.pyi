@@ -74,6 +74,7 @@ class MlaLayer:
         amplitude: float,
         softmax_scale: float,
         eps: float,
+        latent_eps: float,
     ) -> None: ...
     def forward(
         self, x: _Floats, cache: NDArray[np.uint8], cache_type: int, cache_width: int, past: int

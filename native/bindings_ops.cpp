@@ -74,11 +74,12 @@ void feed_forward(const Layer& layer, Hidden x) {
 void make_mla(MlaLayer* self, FloatRow norm, const BoundMatrix* q_a, std::optional<FloatRow> q_norm,
               const BoundMatrix& q, const BoundMatrix& kv_a, FloatRow kv_norm,
               const BoundMatrix& k_b, const BoundMatrix& v_b, const BoundMatrix& output,
-              FloatRow inverse_frequencies, float amplitude, float softmax_scale, float eps) {
+              FloatRow inverse_frequencies, float amplitude, float softmax_scale, float eps,
+              float latent_eps) {
   MlaWeights weights{
-      {to_vector(norm), eps},    to_matrix(q_a), std::nullopt, q.matrix,     kv_a.matrix,
-      {to_vector(kv_norm), eps}, k_b.matrix,     v_b.matrix,   output.matrix};
-  if (q_norm) weights.q_norm = Norm{to_vector(*q_norm), eps};
+      {to_vector(norm), eps},           to_matrix(q_a), std::nullopt, q.matrix,     kv_a.matrix,
+      {to_vector(kv_norm), latent_eps}, k_b.matrix,     v_b.matrix,   output.matrix};
+  if (q_norm) weights.q_norm = Norm{to_vector(*q_norm), latent_eps};
   new (self)
       MlaLayer(std::move(weights), {to_vector(inverse_frequencies), amplitude}, softmax_scale);
 }
@@ -158,9 +159,9 @@ void bind_attention(nb::module_& m) {
   nb::class_<MlaLayer>(m, "MlaLayer")
       .def("__init__", make_mla, "norm"_a, "q_a"_a.none(), "q_norm"_a.none(), "q"_a, "kv_a"_a,
            "kv_norm"_a, "k_b"_a, "v_b"_a, "output"_a, "inverse_frequencies"_a, "amplitude"_a,
-           "softmax_scale"_a, "eps"_a, nb::keep_alive<1, 3>(), nb::keep_alive<1, 5>(),
-           nb::keep_alive<1, 6>(), nb::keep_alive<1, 8>(), nb::keep_alive<1, 9>(),
-           nb::keep_alive<1, 10>())
+           "softmax_scale"_a, "eps"_a, "latent_eps"_a, nb::keep_alive<1, 3>(),
+           nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 8>(),
+           nb::keep_alive<1, 9>(), nb::keep_alive<1, 10>())
       .def("forward", attention_forward<MlaLayer>, "x"_a.noconvert(), "cache"_a.noconvert(),
            "cache_type"_a, "cache_width"_a, "past"_a);
   nb::class_<GqaLayer>(m, "GqaLayer")

@@ -129,8 +129,6 @@ VARIANTS = {
         "kimi-k2",
     ),
     # Moonlight: V3 routing without query rank; 27 layers as the original, which llama.cpp asks for.
-    # The original's epsilon is 1e-5, but transformers then still takes 1e-6 for the latents' norms;
-    # GGUF has one epsilon.
     "moonlight": Variant(
         "DeepseekV3",
         _v3(
@@ -143,6 +141,7 @@ VARIANTS = {
             topk_group=1,
             n_shared_experts=2,
             routed_scaling_factor=2.446,
+            rms_norm_eps=1e-5,
             rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
         ),
         "kimi-k2",

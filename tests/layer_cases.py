@@ -63,11 +63,27 @@ def rope(pairs: int) -> Rope:
 
 
 MLA = MlaShape(
-    heads=4, nope=16, rope_width=8, value=24, kv_rank=56, softmax_scale=0.3, eps=EPS, rope=rope(4)
+    heads=4,
+    nope=16,
+    rope_width=8,
+    value=24,
+    kv_rank=56,
+    softmax_scale=0.3,
+    eps=EPS,
+    latent_eps=0.01,
+    rope=rope(4),
 )
 # All widths are multiples of a Q8_0 block; the cached row is as wide as that of MLA.
 BLOCK_MLA = MlaShape(
-    heads=4, nope=32, rope_width=32, value=32, kv_rank=32, softmax_scale=0.3, eps=EPS, rope=rope(16)
+    heads=4,
+    nope=32,
+    rope_width=32,
+    value=32,
+    kv_rank=32,
+    softmax_scale=0.3,
+    eps=EPS,
+    latent_eps=0.01,
+    rope=rope(16),
 )
 GQA = GqaShape(heads=6, kv_heads=2, head=32, softmax_scale=0.25, eps=EPS, rope=rope(12))
 

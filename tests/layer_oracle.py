@@ -49,7 +49,7 @@ def causal_attention(q: Array, k: Array, v: Array, scale: float) -> Array:
 def mla_rows(x: Array, w: Weights, g: MlaShape) -> Array:
     """What the cache should hold for the tokens x: the normalized latent and the rotated key."""
     kv = rms_norm(x, w["norm"], g.eps) @ w["kv_a"].T
-    latent = rms_norm(kv[:, : g.kv_rank], w["kv_a_norm"], g.eps)
+    latent = rms_norm(kv[:, : g.kv_rank], w["kv_a_norm"], g.latent_eps)
     return np.concatenate([latent, rotate(kv[:, g.kv_rank :], np.arange(len(x)), g.rope)], 1)
 
 
@@ -59,7 +59,7 @@ def mla(x: Array, w: Weights, g: MlaShape, cached: Array | None = None) -> Array
     rows = mla_rows(x, w, g) if cached is None else cached
     h = rms_norm(x, w["norm"], g.eps)
     if "q_a" in w:
-        h = rms_norm(h @ w["q_a"].T, w["q_a_norm"], g.eps)
+        h = rms_norm(h @ w["q_a"].T, w["q_a_norm"], g.latent_eps)
     q = (h @ w["q_b" if "q_a" in w else "q"].T).reshape(n, g.heads, g.nope + g.rope_width)
     q_rope = rotate(q[..., g.nope :], np.arange(n), g.rope)
     kv_b = w["kv_b"].reshape(g.heads, g.nope + g.value, g.kv_rank)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 X = TypeVar("X")
 
+# The models' code leaves the norms of the latents at its default, whatever rms_norm_eps says.
+LATENT_EPS = 1e-6
 GATING = {1: Gating.SOFTMAX, 2: Gating.SIGMOID, 3: Gating.SOFTMAX_SELECTED}
 
 
@@ -143,6 +145,7 @@ def _attention_shape(config: Config) -> MlaShape:
             config.qk_nope_head_dim + config.qk_rope_head_dim, config.rope_scaling
         ),
         eps=config.rms_norm_eps,
+        latent_eps=LATENT_EPS,
         rope=make_rope(config.qk_rope_head_dim, config.rope_theta, config.rope_scaling),
     )
 

@@ -61,7 +61,10 @@ class MlaWeights:
 
 @dataclass(frozen=True, slots=True)
 class MlaShape:
-    """Geometry of multi-head latent attention. The cached row is kv_rank values, then rope ones."""
+    """Geometry of multi-head latent attention. The cached row is kv_rank values, then rope ones.
+
+    `eps` is that of the layer's norm, `latent_eps` that of `q_a_norm` and `kv_a_norm`.
+    """
 
     heads: int
     nope: int
@@ -70,6 +73,7 @@ class MlaShape:
     kv_rank: int
     softmax_scale: float
     eps: float
+    latent_eps: float
     rope: Rope
 
 

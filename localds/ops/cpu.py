@@ -166,6 +166,7 @@ class CpuOps:
                 amplitude=shape.rope.amplitude,
                 softmax_scale=shape.softmax_scale,
                 eps=shape.eps,
+                latent_eps=shape.latent_eps,
             )
         )
 

@@ -10,6 +10,10 @@
 #include "formats.h"
 #include "isa/tables.h"
 
+#if defined(LOCALDS_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace localds {
 namespace {
 
@@ -17,6 +21,16 @@ constexpr size_t kAlignment = 64;
 
 // More tokens than one pass over a row takes pay for repacking the rows.
 constexpr int64_t kGemvTokens = 4;
+
+#if defined(LOCALDS_NEON)
+bool has_dot_products() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return true;  // every Apple processor with this architecture
+#endif
+}
+#endif
 
 // Best first; only what this processor has.
 std::vector<const Kernels*> usable_tables() {
@@ -29,6 +43,8 @@ std::vector<const Kernels*> usable_tables() {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   if (avx512) tables.push_back(&avx512_kernels());
   if (avx2) tables.push_back(&avx2_kernels());
+#elif defined(LOCALDS_NEON)
+  if (has_dot_products()) tables.push_back(&neon_kernels());
 #endif
   tables.push_back(&portable_kernels());
   return tables;

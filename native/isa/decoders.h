@@ -104,9 +104,8 @@ struct SmallBlocks {
   LOCALDS_INLINE static void add_fifth_bits(const uint8_t* span, int part, int groups, Quad& first,
                                             Quad& second) {
     const auto qh = [&](int i) { return block(span, part, i, groups).qh; };
-    const Quad bits = load_chunks(qh(0), qh(1), qh(2), qh(3));
-    first = add_bits(first, bits, 0, 16);
-    second = add_bits(second, bits, 1, 16);
+    first = add_bits(first, qh(0), qh(1), qh(2), qh(3), 16);
+    second = add_bits(second, qh(0) + 2, qh(1) + 2, qh(2) + 2, qh(3) + 2, 16);
   }
 };
 

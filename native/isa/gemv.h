@@ -99,23 +99,21 @@ template <class D, int T, int R>
 LOCALDS_INLINE void multiply_rows(const Matrix& w, const uint8_t* bytes, const Token* tokens,
                                   float* out, int64_t out_stride) {
   RowProduct<D, T> products[R];
-  const int64_t whole = w.cols / kSpan * kSpan;
   int64_t col = 0;
-  for (; col < whole; col += kSpan, bytes += D::kSpanBytes) {
+  const auto add_spans = [&](int groups, int size) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const uint8_t* at = bytes + r * w.row_bytes;
-      for (int line = 0; line < D::kSpanBytes; line += 64) prefetch(at + kAhead + line);
-      products[r].add_span(tokens, at, col, kSpanGroups);
+      for (int line = 0; line < size; line += 64) prefetch(at + kAhead + line);
+      products[r].add_span(tokens, at, col, groups);
     }
+  };
+  for (; col + kSpan <= w.cols; col += kSpan, bytes += D::kSpanBytes) {
+    add_spans(kSpanGroups, D::kSpanBytes);
   }
   if constexpr (requires { D::kBlockBytes; }) {
-    if (col < w.cols) {
-      const int groups = static_cast<int>((w.cols - col) / kGroup);
-      for (int r = 0; r < R; ++r) {
-        products[r].add_span(tokens, bytes + r * w.row_bytes, col, groups);
-      }
-    }
+    const int groups = static_cast<int>((w.cols - col) / kGroup);
+    if (groups) add_spans(groups, groups * D::kBlockBytes);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {

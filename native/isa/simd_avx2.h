@@ -84,17 +84,20 @@ LOCALDS_INLINE Quad select_bits(Quad v, int b0, int b1, int b2, int b3, int valu
   return quad_and({{test(v.v[0], b0, b1), test(v.v[1], b2, b3)}}, value);
 }
 
-// Adds `value` to byte j of a chunk where bit j of bytes 2 * half and 2 * half + 1 of the same
-// chunk of `bits` is set.
-LOCALDS_INLINE Quad add_bits(Quad v, Quad bits, int half, int value) {
-  const __m256i index =
-      _mm256_setr_epi64x(half * 0x0202020202020202, half * 0x0202020202020202 + 0x0101010101010101,
-                         half * 0x0202020202020202, half * 0x0202020202020202 + 0x0101010101010101);
-  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
-  const auto test = [&](__m256i b) {
-    return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(b, index), bit), bit);
+// Adds `value` to byte j of a chunk where bit j of the two bytes at its p is set.
+LOCALDS_INLINE Quad add_bits(Quad v, const uint8_t* p0, const uint8_t* p1, const uint8_t* p2,
+                             const uint8_t* p3, int value) {
+  const auto spread = [](const uint8_t* p) {
+    int16_t two;
+    std::memcpy(&two, p, 2);
+    return _mm_shuffle_epi8(_mm_set1_epi16(two), _mm_set_epi64x(0x0101010101010101, 0));
   };
-  return quad_or(v, quad_and({{test(bits.v[0]), test(bits.v[1])}}, value));
+  const auto test = [&](const uint8_t* low, const uint8_t* high) {
+    const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
+    const __m256i bits = _mm256_set_m128i(spread(high), spread(low));
+    return _mm256_cmpeq_epi8(_mm256_and_si256(bits, bit), bit);
+  };
+  return quad_or(v, quad_and({{test(p0, p1), test(p2, p3)}}, value));
 }
 
 // acc + the sums of 4 adjacent products: w unsigned up to 63 (signed if wide), x signed.

@@ -64,14 +64,15 @@ LOCALDS_INLINE Quad select_bits(Quad v, int b0, int b1, int b2, int b3, int valu
   return quad_and(quad_shift(v, b0 - to, b1 - to, b2 - to, b3 - to), value);
 }
 
-// Adds `value` to byte j of a chunk where bit j of bytes 2 * half and 2 * half + 1 of the same
-// chunk of `bits` is set.
-LOCALDS_INLINE Quad add_bits(Quad v, Quad bits, int half, int value) {
-  const int low = 0x02020202 * half, high = low + 0x01010101;
-  const __m512i index = _mm512_set4_epi32(high, high, low, low);
-  const __m512i spread = _mm512_shuffle_epi8(bits, index);
-  const __mmask64 set =
-      _mm512_test_epi8_mask(spread, _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201u)));
+// Adds `value` to byte j of a chunk where bit j of the two bytes at its p is set.
+LOCALDS_INLINE Quad add_bits(Quad v, const uint8_t* p0, const uint8_t* p1, const uint8_t* p2,
+                             const uint8_t* p3, int value) {
+  const auto bits = [](const uint8_t* p) {
+    uint16_t two;
+    std::memcpy(&two, p, 2);
+    return static_cast<uint64_t>(two);
+  };
+  const __mmask64 set = (bits(p0) | bits(p1) << 16) | (bits(p2) << 32 | bits(p3) << 48);
   return _mm512_mask_add_epi8(v, set, v, _mm512_set1_epi8(static_cast<char>(value)));
 }
 

@@ -103,13 +103,13 @@ LOCALDS_INLINE Quad select_bits(Quad q, int b0, int b1, int b2, int b3, int valu
                   }),
                   value);
 }
-// Adds `value` to byte j of a chunk where bit j of bytes 2 * half and 2 * half + 1 of the same
-// chunk of `bits` is set.
-LOCALDS_INLINE Quad add_bits(Quad q, Quad bits, int half, int value) {
-  const uint8x16_t index = vcombine_u8(vdup_n_u8(static_cast<uint8_t>(2 * half)),
-                                       vdup_n_u8(static_cast<uint8_t>(2 * half + 1)));
+// Adds `value` to byte j of a chunk where bit j of the two bytes at its p is set.
+LOCALDS_INLINE Quad add_bits(Quad q, const uint8_t* p0, const uint8_t* p1, const uint8_t* p2,
+                             const uint8_t* p3, int value) {
+  const uint8_t* p[4] = {p0, p1, p2, p3};
   const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201u));
-  const Quad set = each_chunk([&](int i) { return vtstq_u8(vqtbl1q_u8(bits.v[i], index), bit); });
+  const Quad set = each_chunk(
+      [&](int i) { return vtstq_u8(vcombine_u8(vld1_dup_u8(p[i]), vld1_dup_u8(p[i] + 1)), bit); });
   return quad_or(q, quad_and(set, value));
 }
 

@@ -27,15 +27,17 @@ struct Activations {
   int64_t f32_stride = 0;
   const int8_t* q = nullptr;     // [rows, cols rounded up to 256], zero padded; null if not made
   const float* scale = nullptr;  // [rows, padded / 32]
-  // [rows, padded / 16]: sums of 16 q; per 256 columns, those of the groups' first halves come
-  // first.
-  const int16_t* sum = nullptr;
-  int64_t q_stride = 0;  // padded cols
+  const int16_t* sum = nullptr;  // [rows, padded / 16]: sums of 16 q
+  int64_t q_stride = 0;          // padded cols
 };
 
 // Owns the int8 form. `reserve` once, then `quantize` row ranges from any threads.
 class ActivationBuffer {
  public:
+  ActivationBuffer() = default;
+  ActivationBuffer(ActivationBuffer&&) = default;
+  ActivationBuffer& operator=(ActivationBuffer&&) = default;
+
   // Prepares for `rows` x `cols` activations at `x` (row stride `stride` floats). Grows, never
   // shrinks.
   void reserve(const float* x, int64_t rows, int64_t cols, int64_t stride);
@@ -50,12 +52,13 @@ class ActivationBuffer {
   std::vector<int16_t> sum_;
 };
 
-// out[i * out_stride + (r - row0)] = w[batch, r, :] . x[t(i), :] for r in [row0, row1) and i in [0,
-// n), t(i) = tokens ? tokens[i] : i. Scratch memory is thread-local.
+// out[i * out_stride + (r - row0)] = w[batch, r, :] . x[t(i), :] for r in [row0, row1) and
+// i in [0, n), where t(i) = tokens ? tokens[i] : i. Scratch memory is thread-local.
 void matmul_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
                  const int32_t* tokens, int64_t n, float* out, int64_t out_stride);
 
-// Rows per task that keep a task around 20-100 us and tiles whole; a multiple of the panel width.
+// Rows per task: some 40 us with few tokens, enough to pay for packing the tokens with many; a
+// multiple of the panel width.
 int64_t rows_per_task(const Matrix& w, int64_t n_tokens, int n_threads);
 
 // Dequantizes one row of `cols` weights.
@@ -80,7 +83,9 @@ struct Kernels {
                     const Activations& x, const int32_t* tokens, int64_t n, float* out,
                     int64_t out_stride);
 
-  // Float tiles for attention. Row-major; strides in floats. c[m, n] = a[m, k] . b[n, k]^T
+  // Float tiles for attention, row-major; strides in floats.
+  //
+  // c[m, n] = a[m, k] . b[n, k]^T
   void (*gemm_nt)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                   int64_t ldb, float* c, int64_t ldc);
   // c[m, n] += a[m, k] . b[k, n]

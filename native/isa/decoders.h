@@ -7,7 +7,8 @@
 //   kMin         whether there are mins; if not, kZero is the byte that means zero
 //   kWide        whether bytes exceed 63: then they are signed where `dot` wants that
 //   quads(span, part, groups, first, second)   128 of the bytes; `part` is 0 or 1
-//   scales(span, groups, s, m)   s[0] (first halves), s[1] (second halves, if kHalves), m likewise
+//   scales(span, groups, s, m)   scale (and min) of each group; with kHalves
+//   scales(span, s, m, d, dmin)  integers for the 16 halves: scale = d * s, min = dmin * m
 // and, where blocks have 32 elements, kBlockBytes: a row may end inside a span, after `groups`.
 //
 // The bytes come in chunks of 16, half a group each. With kHalves they are in order. Otherwise part
@@ -59,6 +60,11 @@ LOCALDS_INLINE uint32_t word(const uint8_t* p) {
   std::memcpy(&value, p, 4);
   return value;
 }
+LOCALDS_INLINE uint64_t long_word(const uint8_t* p) {
+  uint64_t value;
+  std::memcpy(&value, p, 8);
+  return value;
+}
 LOCALDS_INLINE uint64_t join(uint32_t low, uint32_t high) {
   return low | static_cast<uint64_t>(high) << 32;
 }
@@ -87,8 +93,8 @@ struct SmallBlocks {
   static constexpr bool kWide = false;
   static constexpr int kZero = 0;
 
-  LOCALDS_INLINE static void scales(const uint8_t* span, int groups, Floats* s, Floats*) {
-    s[0] = gather_scales<kBlockBytes>(span, groups);
+  LOCALDS_INLINE static void scales(const uint8_t* span, int groups, Floats& s, Floats&) {
+    s = gather_scales<kBlockBytes>(span, groups);
   }
 
   // Block i of a part; the last one again where there are fewer.
@@ -113,9 +119,9 @@ template <class Block>
 struct SmallBlocksWithMin : SmallBlocks<Block> {
   static constexpr bool kMin = true;
 
-  LOCALDS_INLINE static void scales(const uint8_t* span, int groups, Floats* s, Floats* m) {
-    s[0] = gather_scales<sizeof(Block)>(span, groups);
-    m[0] = gather_scales<sizeof(Block)>(span + sizeof(Half), groups);
+  LOCALDS_INLINE static void scales(const uint8_t* span, int groups, Floats& s, Floats& m) {
+    s = gather_scales<sizeof(Block)>(span, groups);
+    m = gather_scales<sizeof(Block)>(span + sizeof(Half), groups);
   }
 };
 
@@ -190,11 +196,11 @@ template <>
 struct Decoder<Type::MXFP4> : SmallBlocks<BlockMXFP4> {
   static constexpr int kZero = 12;
 
-  LOCALDS_INLINE static void scales(const uint8_t* span, int groups, Floats* s, Floats*) {
+  LOCALDS_INLINE static void scales(const uint8_t* span, int groups, Floats& s, Floats&) {
     const auto exponent = [&](int g) { return static_cast<uint64_t>(span[g * kBlockBytes]); };
     uint64_t exponents = 0;
     for (int g = 0; g < kSpanGroups && g < groups; ++g) exponents |= exponent(g) << (8 * g);
-    s[0] = powers_of_two(exponents);
+    s = powers_of_two(exponents);
   }
   LOCALDS_INLINE static void quads(const uint8_t* span, int part, int groups, Quad& first,
                                    Quad& second) {
@@ -231,19 +237,15 @@ struct Decoder<Type::Q2_K> : LargeBlock<BlockQ2_K> {
   static constexpr bool kHalves = true;
   static constexpr bool kMin = true;
 
-  LOCALDS_INLINE static void scales(const uint8_t* span, int, Floats* s, Floats* m) {
+  LOCALDS_INLINE static void scales(const uint8_t* span, Shorts& s, Shorts& m, Floats& d,
+                                    Floats& dmin) {
     const Block& b = block(span);
     constexpr uint64_t kNibbles = 0x0f0f0f0f0f0f0f0f;
-    const uint64_t low = join(word(b.scales), word(b.scales + 4));
-    const uint64_t high = join(word(b.scales + 8), word(b.scales + 12));
-    even_odd_floats(low & kNibbles, high & kNibbles, s[0], s[1]);
-    even_odd_floats(low >> 4 & kNibbles, high >> 4 & kNibbles, m[0], m[1]);
-    Floats d, dmin;
+    const uint64_t low = long_word(b.scales), high = long_word(b.scales + 8);
+    s = uint8_to_shorts(low & kNibbles, high & kNibbles);
+    m = uint8_to_shorts(low >> 4 & kNibbles, high >> 4 & kNibbles);
     broadcast_two_halves(b.d.bytes, d, dmin);
-    for (int h = 0; h < 2; ++h) {
-      s[h] = multiply(s[h], d);
-      m[h] = multiply(m[h], negate(dmin));
-    }
+    dmin = negate(dmin);
   }
   LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
     two_bits(block(span).qs + 32 * part, first, second);
@@ -255,16 +257,16 @@ struct Decoder<Type::Q3_K> : LargeBlock<BlockQ3_K> {
   static constexpr bool kHalves = true;
   static constexpr int kZero = 4;
 
-  LOCALDS_INLINE static void scales(const uint8_t* span, int, Floats* s, Floats*) {
+  LOCALDS_INLINE static void scales(const uint8_t* span, Shorts& s, Shorts&, Floats& d, Floats&) {
     const Block& b = block(span);
     const uint32_t a0 = word(b.scales), a1 = word(b.scales + 4), top = word(b.scales + 8);
     const auto six_bits = [](uint32_t low, uint32_t high) {
       return (low & 0x0f0f0f0fu) | (high & 0x03030303u) << 4;
     };
-    even_odd_floats(join(six_bits(a0, top), six_bits(a1, top >> 2)),
-                    join(six_bits(a0 >> 4, top >> 4), six_bits(a1 >> 4, top >> 6)), s[0], s[1]);
-    const Floats d = broadcast_half(b.d.bytes);
-    for (int h = 0; h < 2; ++h) s[h] = multiply(subtract(s[h], floats(32)), d);
+    s = add(uint8_to_shorts(join(six_bits(a0, top), six_bits(a1, top >> 2)),
+                            join(six_bits(a0 >> 4, top >> 4), six_bits(a1 >> 4, top >> 6))),
+            -32);
+    d = broadcast_half(b.d.bytes);
   }
   LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
     const Block& b = block(span);
@@ -278,15 +280,15 @@ struct Decoder<Type::Q3_K> : LargeBlock<BlockQ3_K> {
 
 // Eight 6-bit scales and mins of Q4_K and Q5_K.
 template <class Block>
-LOCALDS_INLINE void six_bit_scales(const Block& b, Floats* s, Floats* m) {
+LOCALDS_INLINE void six_bit_scales(const Block& b, Floats& s, Floats& m) {
   const uint32_t a0 = word(b.scales), a1 = word(b.scales + 4), a2 = word(b.scales + 8);
   constexpr uint32_t kSix = 0x3f3f3f3fu, kFour = 0x0f0f0f0fu, kTop = 0x30303030u;
   const uint64_t scales = join(a0 & kSix, (a2 & kFour) | (a0 >> 2 & kTop));
   const uint64_t mins = join(a1 & kSix, (a2 >> 4 & kFour) | (a1 >> 2 & kTop));
   Floats d, dmin;
   broadcast_two_halves(b.d.bytes, d, dmin);
-  s[0] = multiply(uint8_to_floats(scales), d);
-  m[0] = multiply(uint8_to_floats(mins), negate(dmin));
+  s = multiply(uint8_to_floats(scales), d);
+  m = multiply(uint8_to_floats(mins), negate(dmin));
 }
 
 // Four groups of Q4_K and Q5_K: 32 bytes hold an even group low, the next one high.
@@ -301,7 +303,7 @@ template <>
 struct Decoder<Type::Q4_K> : LargeBlock<BlockQ4_K> {
   static constexpr bool kMin = true;
 
-  LOCALDS_INLINE static void scales(const uint8_t* span, int, Floats* s, Floats* m) {
+  LOCALDS_INLINE static void scales(const uint8_t* span, int, Floats& s, Floats& m) {
     six_bit_scales(block(span), s, m);
   }
   LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
@@ -313,7 +315,7 @@ template <>
 struct Decoder<Type::Q5_K> : LargeBlock<BlockQ5_K> {
   static constexpr bool kMin = true;
 
-  LOCALDS_INLINE static void scales(const uint8_t* span, int, Floats* s, Floats* m) {
+  LOCALDS_INLINE static void scales(const uint8_t* span, int, Floats& s, Floats& m) {
     six_bit_scales(block(span), s, m);
   }
   LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
@@ -332,14 +334,9 @@ struct Decoder<Type::Q6_K> : LargeBlock<BlockQ6_K> {
   static constexpr bool kHalves = true;
   static constexpr int kZero = 32;
 
-  LOCALDS_INLINE static void scales(const uint8_t* span, int, Floats* s, Floats*) {
-    const Block& b = block(span);
-    const auto* p = reinterpret_cast<const uint8_t*>(b.scales);
-    constexpr uint64_t kSigns = 0x8080808080808080;
-    even_odd_floats(join(word(p), word(p + 4)) ^ kSigns, join(word(p + 8), word(p + 12)) ^ kSigns,
-                    s[0], s[1]);
-    const Floats d = broadcast_half(b.d.bytes);
-    for (int h = 0; h < 2; ++h) s[h] = multiply(subtract(s[h], floats(128)), d);
+  LOCALDS_INLINE static void scales(const uint8_t* span, Shorts& s, Shorts&, Floats& d, Floats&) {
+    s = load_int8_shorts(block(span).scales);
+    d = broadcast_half(block(span).d.bytes);
   }
   LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
     const Block& b = block(span);
@@ -355,13 +352,13 @@ struct Decoder<Type::IQ4_XS> : LargeBlock<BlockIQ4_XS> {
   static constexpr bool kWide = true;
   static constexpr int kZero = kWideZero;
 
-  LOCALDS_INLINE static void scales(const uint8_t* span, int, Floats* s, Floats*) {
+  LOCALDS_INLINE static void scales(const uint8_t* span, int, Floats& s, Floats&) {
     const Block& b = block(span);
     const uint32_t top = static_cast<uint32_t>(b.scales_h[0] | b.scales_h[1] << 8);
     const Floats low = to_floats(unpack_fields<4, 4>(word(b.scales_l)));
     const Floats high = to_floats(unpack_fields<2, 2>(top));
     const Floats scale = subtract(fma(high, floats(16), low), floats(32));
-    s[0] = multiply(scale, broadcast_half(b.d.bytes));
+    s = multiply(scale, broadcast_half(b.d.bytes));
   }
   LOCALDS_INLINE static void quads(const uint8_t* span, int part, int, Quad& first, Quad& second) {
     Quad chunks[2];
@@ -370,6 +367,23 @@ struct Decoder<Type::IQ4_XS> : LargeBlock<BlockIQ4_XS> {
     look_up(kIq4Table, first, second);
   }
 };
+
+// The scales and mins of a span: of eight groups, or of their sixteen halves.
+template <class D>
+LOCALDS_INLINE void decode_scales(const uint8_t* span, int groups, float* scales, float* mins) {
+  if constexpr (D::kHalves) {
+    Shorts s, m;
+    Floats d, dmin;
+    D::scales(span, s, m, d, dmin);
+    store_halves(scales, half_factors(s, d));
+    if constexpr (D::kMin) store_halves(mins, half_factors(m, dmin));
+  } else {
+    Floats s, m;
+    D::scales(span, groups, s, m);
+    store(scales, s);
+    if constexpr (D::kMin) store(mins, m);
+  }
+}
 
 // All bytes of a span.
 template <class D>

@@ -32,33 +32,32 @@ LOCALDS_INLINE void pack_panel_span(const uint8_t* const* rows, int64_t row_byte
                                     uint32_t* units) {
   using P = Packing<D>;
   alignas(64) uint8_t bytes[kLanes][kSpan];
-  alignas(64) float factors[4][kLanes][kSpanGroups];
-  constexpr int kFactors = P::kHalfCount * (D::kMin ? 2 : 1);
+  alignas(64) float scales[kLanes][2 * kSpanGroups], mins[kLanes][2 * kSpanGroups];
   for (int r = 0; r < kLanes; ++r) {
     // The next panel; processors do not foresee so many short streams.
     for (int line = 0; line < D::kSpanBytes; line += 64) {
       prefetch(rows[r] + kLanes * row_bytes + line);
     }
-    Floats s[2], m[2];
-    D::scales(rows[r], groups, s, m);
-    for (int h = 0; h < P::kHalfCount; ++h) {
-      store(factors[h][r], s[h]);
-      if constexpr (D::kMin) store(factors[P::kHalfCount + h][r], m[h]);
-    }
+    decode_scales<D>(rows[r], groups, scales[r], mins[r]);
     decode_span<D>(rows[r], groups, bytes[r]);
   }
   for (int g = 0; g < groups; ++g) {
     for (int half = 0; half < 2; ++half) {
       interleave(bytes[0] + chunk_offset<D>(g, half), kSpan,
-                 units + g * P::kPanelGroup + half * 4 * kLanes, kLanes);
+                 units + g * P::kPanelGroup + half * 4 * kLanes, kLanes, 2 * kLanes);
     }
   }
-  for (int f = 0; f < kFactors; ++f) {
-    for (int g = 0; g < kSpanGroups; g += 4) {
-      interleave(reinterpret_cast<const uint8_t*>(factors[f][0] + g), sizeof(factors[f][0]),
-                 units + g * P::kPanelGroup + (kUnits + f) * kLanes, P::kPanelGroup);
+  const auto pack_floats = [&](const float (&from)[kLanes][2 * kSpanGroups], uint32_t* to) {
+    // Four groups at a time, or both halves of two.
+    constexpr int kStep = 4 / P::kHalfCount;
+    for (int g = 0; g < kSpanGroups; g += kStep) {
+      interleave(reinterpret_cast<const uint8_t*>(from[0] + g * P::kHalfCount), sizeof(from[0]),
+                 to + g * P::kPanelGroup, D::kHalves ? kLanes : P::kPanelGroup,
+                 D::kHalves ? P::kPanelGroup : 2 * P::kPanelGroup);
     }
-  }
+  };
+  pack_floats(scales, units + kUnits * kLanes);
+  if constexpr (D::kMin) pack_floats(mins, units + (kUnits + P::kHalfCount) * kLanes);
 }
 
 // Decodes the rows [row, row + count), the last one again for the lanes beyond.
@@ -80,37 +79,38 @@ void pack_panel(const Matrix& w, int64_t batch, int64_t row, int count, uint32_t
 // Packs four of a tile's tokens; `units` points to the first of them, in a tile of `tile` tokens.
 template <class D>
 void pack_four_tokens(const Token (&tokens)[4], int64_t cols, int tile, uint32_t* units) {
-  const int64_t group_units = Packing<D>::tile_group(tile);
+  using P = Packing<D>;
+  const int64_t group_units = P::tile_group(tile);
+  const auto pack = [&](auto row, uint32_t* to, int64_t a, int64_t b) {
+    transpose4(row(0), row(1), row(2), row(3), to, a, b);
+  };
   for (int64_t col = 0; col < cols; col += kSpan, units += kSpanGroups * group_units) {
-    alignas(32) int32_t offsets[2][4][kSpanGroups];
+    uint32_t offsets[4][2 * kSpanGroups];
     for (int t = 0; t < 4; ++t) {
-      const Floats xs = load(tokens[t].scale + col / kGroup);
       const int16_t* sum = tokens[t].sum + col / kHalfGroup;
-      Ints sums[2] = {load_int16(sum), load_int16(sum + kSumHalf)};
-      if constexpr (!D::kHalves) sums[0] = add(sums[0], sums[1]);
-      for (int h = 0; h <= D::kHalves; ++h) {
-        if constexpr (D::kMin) {
-          store(reinterpret_cast<float*>(offsets[h][t]), multiply(to_floats(sums[h]), xs));
-        } else {
-          store_ints(offsets[h][t], multiply(sums[h], ints(-D::kZero)));
-        }
+      const float* scale = tokens[t].scale + col / kGroup;
+      for (int i = 0; i < P::kHalfCount * kSpanGroups; ++i) {
+        const int total = D::kHalves ? sum[i] : sum[2 * i] + sum[2 * i + 1];
+        offsets[t][i] =
+            D::kMin ? std::bit_cast<uint32_t>(static_cast<float>(total) * scale[i / P::kHalfCount])
+                    : static_cast<uint32_t>(-D::kZero * total);
       }
     }
-    const auto transpose = [&](auto row, uint32_t* out, int64_t out_stride) {
-      transpose4(row(0), row(1), row(2), row(3), out, out_stride);
-    };
     for (int g = 0; g < kSpanGroups; ++g) {
       for (int half = 0; half < 2; ++half) {
-        transpose([&](int t) { return tokens[t].q + col + kGroup * g + kHalfGroup * half; },
-                  units + g * group_units + half * 4 * tile, tile);
+        pack([&](int t) { return tokens[t].q + col + kGroup * g + kHalfGroup * half; },
+             units + g * group_units + half * 4 * tile, tile, 2 * tile);
       }
     }
+    uint32_t* scales = units + kUnits * tile;
     for (int g = 0; g < kSpanGroups; g += 4) {
-      uint32_t* out = units + g * group_units + kUnits * tile;
-      transpose([&](int t) { return tokens[t].scale + col / kGroup + g; }, out, group_units);
-      for (int h = 0; h <= D::kHalves; ++h) {
-        transpose([&](int t) { return offsets[h][t] + g; }, out + (1 + h) * tile, group_units);
-      }
+      pack([&](int t) { return tokens[t].scale + col / kGroup + g; }, scales + g * group_units,
+           group_units, 2 * group_units);
+    }
+    constexpr int kStep = 4 / P::kHalfCount;
+    for (int g = 0; g < kSpanGroups; g += kStep) {
+      pack([&](int t) { return offsets[t] + g * P::kHalfCount; }, scales + tile + g * group_units,
+           D::kHalves ? tile : group_units, D::kHalves ? group_units : 2 * group_units);
     }
   }
 }

@@ -60,27 +60,27 @@ class RowProduct {
 
  private:
   LOCALDS_INLINE void scale(const Token* tokens, const uint8_t* bytes, int64_t col, int groups) {
-    Floats s[2], m[2];
-    D::scales(bytes, groups, s, m);
+    if constexpr (D::kHalves) {
+      Shorts s, m;
+      Floats d, dmin;
+      D::scales(bytes, s, m, d, dmin);
 #pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
-      const Floats xs = load(tokens[t].scale + col / kGroup);
-      if constexpr (D::kHalves) {
-        factors_[t] = half_factors(multiply(s[0], xs), multiply(s[1], xs));
-      } else {
-        factors_[t] = group_factors(multiply(s[0], xs));
+      for (int t = 0; t < T; ++t) {
+        const Floats xs = load(tokens[t].scale + col / kGroup);
+        factors_[t] = half_factors(s, multiply(d, xs));
+        const Ints offset = dot_neighbours(D::kMin ? m : s, tokens[t].sum + col / kHalfGroup);
+        offsets_[t] = fma(to_floats(offset), multiply(D::kMin ? dmin : d, xs), offsets_[t]);
       }
-      if constexpr (!D::kMin && D::kZero == 0) continue;
-      const int16_t* sum = tokens[t].sum + col / kHalfGroup;
-      const Floats* offset = D::kMin ? m : s;
-      const Ints first = load_int16(sum), second = load_int16(sum + kSumHalf);
-      if constexpr (D::kHalves) {
-        Floats total = multiply(offset[0], to_floats(first));
-        total = fma(offset[1], to_floats(second), total);
-        offsets_[t] = fma(total, xs, offsets_[t]);
-      } else {
-        const Floats total = multiply(to_floats(add(first, second)), xs);
-        offsets_[t] = fma(offset[0], total, offsets_[t]);
+    } else {
+      Floats s, m;
+      D::scales(bytes, groups, s, m);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        const Floats xs = load(tokens[t].scale + col / kGroup);
+        factors_[t] = group_factors(multiply(s, xs));
+        if constexpr (!D::kMin && D::kZero == 0) continue;
+        const Ints sum = sum_neighbours(tokens[t].sum + col / kHalfGroup);
+        offsets_[t] = fma(multiply(to_floats(sum), xs), D::kMin ? m : s, offsets_[t]);
       }
     }
   }

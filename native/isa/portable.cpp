@@ -193,15 +193,16 @@ void quantize_activations(const float* x, int64_t cols, int64_t padded, int8_t* 
     const bool zero = amax < kSmallestActivation;
     const float inverse = zero ? 0 : 127 / amax;
     scale[g] = zero ? 0 : amax / 127;
-    int totals[2] = {0, 0};
     for (int64_t i = begin; i < begin + kGroup; ++i) {
       const float scaled = i < end ? x[i] * inverse : 0;
       const float value = scaled > -127 ? std::fmin(scaled, 127.0f) : -127.0f;  // NaN gives -127
       q[i] = static_cast<int8_t>(std::nearbyint(value));
-      totals[(i - begin) / kHalfGroup] += q[i];
     }
-    sum[sum_index(g, 0)] = static_cast<int16_t>(totals[0]);
-    sum[sum_index(g, 1)] = static_cast<int16_t>(totals[1]);
+  }
+  for (int64_t i = 0; i < padded / kHalfGroup; ++i) {
+    int total = 0;
+    for (int64_t j = 0; j < kHalfGroup; ++j) total += q[i * kHalfGroup + j];
+    sum[i] = static_cast<int16_t>(total);
   }
 }
 

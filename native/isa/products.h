@@ -51,32 +51,26 @@ inline void quantize_activations(const float* x, int64_t cols, int64_t padded, i
     scale[g] = zero ? 0 : amax / 127;
     const Bytes bytes = round_to_bytes(v, floats(zero ? 0 : 127 / amax));
     store_bytes(q + g * kGroup, bytes);
-    half_sums(bytes, sum[sum_index(g, 0)], sum[sum_index(g, 1)]);
+    half_sums(bytes, sum[2 * g], sum[2 * g + 1]);
   }
 }
 
 template <class D>
 void dequantize_span(const uint8_t* span, int groups, float* out) {
   constexpr int kFloats = 8;
-  Floats s[2], m[2];
-  alignas(32) float scales[2][kSpanGroups], mins[2][kSpanGroups];
-  D::scales(span, groups, s, m);
-  for (int h = 0; h <= D::kHalves; ++h) {
-    store(scales[h], s[h]);
-    if constexpr (D::kMin) store(mins[h], m[h]);
-  }
-  alignas(64) uint8_t bytes[kSpan];
+  float scales[2 * kSpanGroups], mins[2 * kSpanGroups];
+  uint8_t bytes[kSpan];
+  decode_scales<D>(span, groups, scales, mins);
   decode_span<D>(span, groups, bytes);
-  for (int g = 0; g < groups; ++g) {
-    for (int i = 0; i < kGroup; i += kFloats, out += kFloats) {
-      const int half = i / kHalfGroup, h = D::kHalves ? half : 0;
-      const uint8_t* u8 = bytes + chunk_offset<D>(g, half) + i % kHalfGroup;
-      const Floats u = D::kWide && !kWideUnsigned ? load_int8(u8) : load_uint8(u8);
-      if constexpr (D::kMin) {
-        store(out, fma(u, floats(scales[h][g]), floats(mins[h][g])));
-      } else {
-        store(out, multiply(subtract(u, floats(D::kZero)), floats(scales[h][g])));
-      }
+  for (int i = 0; i < groups * kGroup; i += kFloats) {
+    const int group = i / kGroup, half = i / kHalfGroup % 2;
+    const int factor = D::kHalves ? 2 * group + half : group;
+    const uint8_t* from = bytes + chunk_offset<D>(group, half) + i % kHalfGroup;
+    const Floats u = D::kWide && !kWideUnsigned ? load_int8(from) : load_uint8(from);
+    if constexpr (D::kMin) {
+      store(out + i, fma(u, floats(scales[factor]), floats(mins[factor])));
+    } else {
+      store(out + i, multiply(subtract(u, floats(D::kZero)), floats(scales[factor])));
     }
   }
 }

@@ -139,29 +139,36 @@ LOCALDS_INLINE QuadFloats fma(QuadFloats a, QuadFloats b, QuadFloats c) {
 }
 LOCALDS_INLINE Floats fold(QuadFloats v) { return add(v.v[0], v.v[1]); }
 
+// A factor for each of eight groups, or for each of their sixteen halves.
+struct Factors {
+  Floats v[2];
+};
+LOCALDS_INLINE Factors group_factors(Floats f) { return {{f, f}}; }
+// Those of the halves, times those of their groups.
+LOCALDS_INLINE Factors half_factors(Shorts halves, Floats groups) {
+  const auto eight = [&](__m128i v, int g) {
+    const __m256i twice = _mm256_setr_epi32(g, g, g + 1, g + 1, g + 2, g + 2, g + 3, g + 3);
+    return multiply(to_floats(_mm256_cvtepi16_epi32(v)), _mm256_permutevar8x32_ps(groups, twice));
+  };
+  return {
+      {eight(_mm256_castsi256_si128(halves), 0), eight(_mm256_extracti128_si256(halves, 1), 4)}};
+}
+LOCALDS_INLINE void store_halves(float* p, const Factors& f) {
+  store(p, f.v[0]);
+  store(p + 8, f.v[1]);
+}
 // Lanes a and b, four times each.
 LOCALDS_INLINE Floats spread(Floats v, int a, int b) {
   return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(a, a, a, a, b, b, b, b));
 }
-
-// A factor for each of eight groups.
-struct Factors {
-  Floats first, second;
-};
-LOCALDS_INLINE Factors group_factors(Floats f) { return {f, f}; }
 // Those of groups first, + 2, + 4, + 6, each in the four lanes of a chunk.
 LOCALDS_INLINE QuadFloats spread_groups(const Factors& f, int first) {
-  return {{spread(f.first, first, first + 2), spread(f.first, first + 4, first + 6)}};
-}
-// A factor for each half of eight groups. They are kept in pairs: 0 and 1, 4 and 5 in `first`.
-LOCALDS_INLINE Factors half_factors(Floats first, Floats second) {
-  return {_mm256_unpacklo_ps(first, second), _mm256_unpackhi_ps(first, second)};
+  return {{spread(f.v[0], first, first + 2), spread(f.v[0], first + 4, first + 6)}};
 }
 // Those of the halves of groups 2 * i and 2 * i + 1.
 LOCALDS_INLINE QuadFloats spread_halves(const Factors& f, int i) {
-  const Floats v = i % 2 ? f.second : f.first;
-  const int at = i / 2 * 4;
-  return {{spread(v, at, at + 1), spread(v, at + 2, at + 3)}};
+  const int at = i % 2 * 4;
+  return {{spread(f.v[i / 2], at, at + 1), spread(f.v[i / 2], at + 2, at + 3)}};
 }
 
 // The widest vectors; they hold the rows of a panel, or floats.
@@ -182,23 +189,24 @@ LOCALDS_INLINE WideInts broadcast4(const void* p) {
   return _mm256_set1_epi32(value);
 }
 
-// 16 bytes of each of 8 rows to four vectors with 4 bytes of every row.
-LOCALDS_INLINE void interleave(const uint8_t* rows, int64_t stride, uint32_t* out,
-                               int64_t out_stride) {
+// 16 bytes of each of 8 rows to four vectors with 4 bytes of every row, at
+// out, out + a, out + b and out + a + b.
+LOCALDS_INLINE void interleave(const uint8_t* rows, int64_t stride, uint32_t* out, int64_t a,
+                               int64_t b) {
   const auto load = [&](int r) {
     const uint8_t* p = rows + r * stride;
     return _mm256_set_m128i(load_chunk(p + 4 * stride), load_chunk(p));
   };
-  const auto store = [&](int i, __m256i v) {
-    _mm256_store_si256(reinterpret_cast<__m256i*>(out + i * out_stride), v);
+  const auto put = [&](int64_t at, __m256i v) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + at), v);
   };
-  const __m256i a = load(0), b = load(1), c = load(2), d = load(3);
-  const __m256i ab0 = _mm256_unpacklo_epi32(a, b), ab1 = _mm256_unpackhi_epi32(a, b);
-  const __m256i cd0 = _mm256_unpacklo_epi32(c, d), cd1 = _mm256_unpackhi_epi32(c, d);
-  store(0, _mm256_unpacklo_epi64(ab0, cd0));
-  store(1, _mm256_unpackhi_epi64(ab0, cd0));
-  store(2, _mm256_unpacklo_epi64(ab1, cd1));
-  store(3, _mm256_unpackhi_epi64(ab1, cd1));
+  const __m256i r0 = load(0), r1 = load(1), r2 = load(2), r3 = load(3);
+  const __m256i low01 = _mm256_unpacklo_epi32(r0, r1), high01 = _mm256_unpackhi_epi32(r0, r1);
+  const __m256i low23 = _mm256_unpacklo_epi32(r2, r3), high23 = _mm256_unpackhi_epi32(r2, r3);
+  put(0, _mm256_unpacklo_epi64(low01, low23));
+  put(a, _mm256_unpackhi_epi64(low01, low23));
+  put(b, _mm256_unpacklo_epi64(high01, high23));
+  put(a + b, _mm256_unpackhi_epi64(high01, high23));
 }
 
 LOCALDS_INLINE Wide wide(float value) { return floats(value); }

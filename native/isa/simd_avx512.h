@@ -106,20 +106,23 @@ LOCALDS_INLINE Floats fold(QuadFloats v) {
   return add(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
 }
 
-// A factor for each of eight groups.
+// A factor for each of eight groups, or for each of their sixteen halves.
 using Factors = __m512;
 LOCALDS_INLINE Factors group_factors(Floats f) { return _mm512_castps256_ps512(f); }
+// Those of the halves, times those of their groups.
+LOCALDS_INLINE Factors half_factors(Shorts halves, Floats groups) {
+  const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(halves)),
+                       _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(groups)));
+}
+LOCALDS_INLINE void store_halves(float* p, Factors f) { _mm512_storeu_ps(p, f); }
 // Those of groups first, + 2, + 4, + 6, each in the four lanes of a chunk.
 LOCALDS_INLINE QuadFloats spread_groups(Factors f, int first) {
   return _mm512_permutexvar_ps(per_chunk(first, first + 2, first + 4, first + 6), f);
 }
-// A factor for each half of eight groups.
-LOCALDS_INLINE Factors half_factors(Floats first, Floats second) {
-  return _mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
-}
 // Those of the halves of groups 2 * i and 2 * i + 1.
 LOCALDS_INLINE QuadFloats spread_halves(Factors f, int i) {
-  return _mm512_permutexvar_ps(per_chunk(2 * i, 8 + 2 * i, 2 * i + 1, 9 + 2 * i), f);
+  return _mm512_permutexvar_ps(per_chunk(4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3), f);
 }
 
 // The same for two pairs of vectors.
@@ -135,20 +138,21 @@ LOCALDS_INLINE WideInts broadcast4(const void* p) {
   return _mm512_set1_epi32(value);
 }
 
-// 16 bytes of each of 16 rows to four vectors with 4 bytes of every row.
-LOCALDS_INLINE void interleave(const uint8_t* rows, int64_t stride, uint32_t* out,
-                               int64_t out_stride) {
+// 16 bytes of each of 16 rows to four vectors with 4 bytes of every row, at
+// out, out + a, out + b and out + a + b.
+LOCALDS_INLINE void interleave(const uint8_t* rows, int64_t stride, uint32_t* out, int64_t a,
+                               int64_t b) {
   const auto load = [&](int r) {
     const uint8_t* p = rows + r * stride;
     return load_chunks(p, p + 4 * stride, p + 8 * stride, p + 12 * stride);
   };
-  const __m512i a = load(0), b = load(1), c = load(2), d = load(3);
-  const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
-  const __m512i cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
-  _mm512_store_si512(out, _mm512_unpacklo_epi64(ab0, cd0));
-  _mm512_store_si512(out + out_stride, _mm512_unpackhi_epi64(ab0, cd0));
-  _mm512_store_si512(out + 2 * out_stride, _mm512_unpacklo_epi64(ab1, cd1));
-  _mm512_store_si512(out + 3 * out_stride, _mm512_unpackhi_epi64(ab1, cd1));
+  const __m512i r0 = load(0), r1 = load(1), r2 = load(2), r3 = load(3);
+  const __m512i low01 = _mm512_unpacklo_epi32(r0, r1), high01 = _mm512_unpackhi_epi32(r0, r1);
+  const __m512i low23 = _mm512_unpacklo_epi32(r2, r3), high23 = _mm512_unpackhi_epi32(r2, r3);
+  _mm512_store_si512(out, _mm512_unpacklo_epi64(low01, low23));
+  _mm512_store_si512(out + a, _mm512_unpackhi_epi64(low01, low23));
+  _mm512_store_si512(out + b, _mm512_unpacklo_epi64(high01, high23));
+  _mm512_store_si512(out + a + b, _mm512_unpackhi_epi64(high01, high23));
 }
 
 LOCALDS_INLINE Wide to_floats(WideInts v) { return _mm512_cvtepi32_ps(v); }

@@ -114,21 +114,6 @@ LOCALDS_INLINE Quad add_bits(Quad q, const uint8_t* p0, const uint8_t* p1, const
 }
 
 LOCALDS_INLINE Ints ints(int value) { return {{vdupq_n_s32(value), vdupq_n_s32(value)}}; }
-// 8 int16 to 8 int32.
-LOCALDS_INLINE Ints load_int16(const int16_t* p) {
-  const int16x8_t v = vld1q_s16(p);
-  return {{vmovl_s16(vget_low_s16(v)), vmovl_s16(vget_high_s16(v))}};
-}
-LOCALDS_INLINE Ints add(Ints a, Ints b) {
-  return {{vaddq_s32(a.v[0], b.v[0]), vaddq_s32(a.v[1], b.v[1])}};
-}
-LOCALDS_INLINE Ints multiply(Ints a, Ints b) {
-  return {{vmulq_s32(a.v[0], b.v[0]), vmulq_s32(a.v[1], b.v[1])}};
-}
-LOCALDS_INLINE void store_ints(int32_t* p, Ints a) {
-  vst1q_s32(p, a.v[0]);
-  vst1q_s32(p + 4, a.v[1]);
-}
 // Lane i of the result is bits [shift * i, shift * i + width) of `bits`.
 template <int shift, int width>
 LOCALDS_INLINE Ints unpack_fields(uint32_t bits) {
@@ -188,11 +173,32 @@ LOCALDS_INLINE Floats powers_of_two(uint64_t bytes) {
   };
   return {{power(e.v[0]), power(e.v[1])}};
 }
-// 16 bytes (in `low`, then `high`) to the floats of the even and the odd ones.
-LOCALDS_INLINE void even_odd_floats(uint64_t low, uint64_t high, Floats& even, Floats& odd) {
-  const uint8x8_t a = vcreate_u8(low), b = vcreate_u8(high);
-  even = to_floats(widen(vuzp1_u8(a, b)));
-  odd = to_floats(widen(vuzp2_u8(a, b)));
+struct Shorts {  // 16 x int16
+  int16x8_t v[2];
+};
+// 16 bytes, given as two integers or in memory, to int16.
+LOCALDS_INLINE Shorts uint8_to_shorts(uint64_t low, uint64_t high) {
+  const auto eight = [](uint64_t b) { return vreinterpretq_s16_u16(vmovl_u8(vcreate_u8(b))); };
+  return {{eight(low), eight(high)}};
+}
+LOCALDS_INLINE Shorts load_int8_shorts(const void* p) {
+  const int8x16_t v = vreinterpretq_s8_u8(load_chunk(p));
+  return {{vmovl_s8(vget_low_s8(v)), vmovl_s8(vget_high_s8(v))}};
+}
+LOCALDS_INLINE Shorts add(Shorts s, int value) {
+  const int16x8_t all = vdupq_n_s16(static_cast<int16_t>(value));
+  return {{vaddq_s16(s.v[0], all), vaddq_s16(s.v[1], all)}};
+}
+// Products with 16 int16 of memory, neighbours added; the sums of neighbours alone.
+LOCALDS_INLINE Ints dot_neighbours(Shorts s, const int16_t* p) {
+  const auto eight = [](int16x8_t a, int16x8_t b) {
+    return vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)),
+                      vmull_s16(vget_high_s16(a), vget_high_s16(b)));
+  };
+  return {{eight(s.v[0], vld1q_s16(p)), eight(s.v[1], vld1q_s16(p + 8))}};
+}
+LOCALDS_INLINE Ints sum_neighbours(const int16_t* p) {
+  return {{vpaddlq_s16(vld1q_s16(p)), vpaddlq_s16(vld1q_s16(p + 8))}};
 }
 
 // The float16 at p, and the next one, in all lanes.
@@ -246,24 +252,21 @@ LOCALDS_INLINE void half_sums(Bytes b, int16_t& first, int16_t& second) {
 // Fetches a cache line into the second cache.
 LOCALDS_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-// Four rows of four 32-bit units to four columns.
+// Four rows of four 32-bit units to four columns, at out, out + a, out + b and out + a + b.
 LOCALDS_INLINE void transpose4(const void* r0, const void* r1, const void* r2, const void* r3,
-                               uint32_t* out, int64_t out_stride) {
+                               uint32_t* out, int64_t a, int64_t b) {
   const auto row = [](const void* p) { return vreinterpretq_u32_u8(load_chunk(p)); };
-  const uint32x4_t a = row(r0), b = row(r1), c = row(r2), d = row(r3);
-  const auto even = [](uint32x4_t x, uint32x4_t y) {
-    return vreinterpretq_u64_u32(vtrn1q_u32(x, y));
+  const auto even = [&](const void* x, const void* y) {
+    return vreinterpretq_u64_u32(vtrn1q_u32(row(x), row(y)));
   };
-  const auto odd = [](uint32x4_t x, uint32x4_t y) {
-    return vreinterpretq_u64_u32(vtrn2q_u32(x, y));
+  const auto odd = [&](const void* x, const void* y) {
+    return vreinterpretq_u64_u32(vtrn2q_u32(row(x), row(y)));
   };
-  const auto put = [&](int i, uint64x2_t v) {
-    vst1q_u32(out + i * out_stride, vreinterpretq_u32_u64(v));
-  };
-  put(0, vtrn1q_u64(even(a, b), even(c, d)));
-  put(1, vtrn1q_u64(odd(a, b), odd(c, d)));
-  put(2, vtrn2q_u64(even(a, b), even(c, d)));
-  put(3, vtrn2q_u64(odd(a, b), odd(c, d)));
+  const auto put = [&](uint32_t* p, uint64x2_t v) { vst1q_u32(p, vreinterpretq_u32_u64(v)); };
+  put(out, vtrn1q_u64(even(r0, r1), even(r2, r3)));
+  put(out + a, vtrn1q_u64(odd(r0, r1), odd(r2, r3)));
+  put(out + b, vtrn2q_u64(even(r0, r1), even(r2, r3)));
+  put(out + a + b, vtrn2q_u64(odd(r0, r1), odd(r2, r3)));
 }
 
 LOCALDS_INLINE int32x4_t dot16(int32x4_t acc, uint8x16_t w, int8x16_t x) {
@@ -294,27 +297,40 @@ LOCALDS_INLINE Floats fold(QuadFloats q) {
   return {{vaddq_f32(q.v[0], q.v[1]), vaddq_f32(q.v[2], q.v[3])}};
 }
 
-// A factor for each of eight groups, or for each half of them. They lie in memory, as loading one
-// into all lanes costs no more than a load.
+// A factor for each of eight groups, or for each of their sixteen halves. They lie in memory, as
+// loading one into all lanes costs no more than a load.
 struct Factors {
-  float first[8], second[8];
+  float v[16];
 };
-LOCALDS_INLINE Factors half_factors(Floats first, Floats second) {
-  Factors f;
-  store(f.first, first);
-  store(f.second, second);
-  return f;
+LOCALDS_INLINE Factors group_factors(Floats f) {
+  Factors factors;
+  store(factors.v, f);
+  return factors;
 }
-LOCALDS_INLINE Factors group_factors(Floats f) { return half_factors(f, f); }
+// Those of the halves, times those of their groups.
+LOCALDS_INLINE Factors half_factors(Shorts halves, Floats groups) {
+  Factors factors;
+  for (int i = 0; i < 2; ++i) {
+    const float32x4_t g = groups.v[i];
+    const int16x8_t h = halves.v[i];
+    const auto put = [&](float* p, int16x4_t four, float32x4_t twice) {
+      vst1q_f32(p, vmulq_f32(vcvtq_f32_s32(vmovl_s16(four)), twice));
+    };
+    put(factors.v + 8 * i, vget_low_s16(h), vzip1q_f32(g, g));
+    put(factors.v + 8 * i + 4, vget_high_s16(h), vzip2q_f32(g, g));
+  }
+  return factors;
+}
+LOCALDS_INLINE void store_halves(float* p, const Factors& f) { std::memcpy(p, f.v, 64); }
 // Those of groups first, + 2, + 4, + 6, each in the four lanes of a chunk.
 LOCALDS_INLINE QuadFloats spread_groups(const Factors& f, int first) {
-  const auto one = [&](int i) { return vld1q_dup_f32(f.first + first + 2 * i); };
+  const auto one = [&](int i) { return vld1q_dup_f32(f.v + first + 2 * i); };
   return {{one(0), one(1), one(2), one(3)}};
 }
 // Those of the halves of groups 2 * i and 2 * i + 1.
 LOCALDS_INLINE QuadFloats spread_halves(const Factors& f, int i) {
-  return {{vld1q_dup_f32(f.first + 2 * i), vld1q_dup_f32(f.second + 2 * i),
-           vld1q_dup_f32(f.first + 2 * i + 1), vld1q_dup_f32(f.second + 2 * i + 1)}};
+  const auto one = [&](int j) { return vld1q_dup_f32(f.v + 4 * i + j); };
+  return {{one(0), one(1), one(2), one(3)}};
 }
 
 // The widest vectors; they hold the rows of a panel, or floats.
@@ -348,12 +364,13 @@ LOCALDS_INLINE WideInts broadcast4(const void* p) {
   std::memcpy(&value, p, 4);
   return ints(value);
 }
-// 16 bytes of each of 8 rows to four vectors with 4 bytes of every row.
-LOCALDS_INLINE void interleave(const uint8_t* rows, int64_t stride, uint32_t* out,
-                               int64_t out_stride) {
+// 16 bytes of each of 8 rows to four vectors with 4 bytes of every row, at out, out + a, out + b
+// and out + a + b.
+LOCALDS_INLINE void interleave(const uint8_t* rows, int64_t stride, uint32_t* out, int64_t a,
+                               int64_t b) {
   for (int r = 0; r < kLanes; r += 4) {
     const uint8_t* p = rows + r * stride;
-    transpose4(p, p + stride, p + 2 * stride, p + 3 * stride, out + r, out_stride);
+    transpose4(p, p + stride, p + 2 * stride, p + 3 * stride, out + r, a, b);
   }
 }
 

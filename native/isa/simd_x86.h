@@ -28,19 +28,7 @@ LOCALDS_INLINE void store_bytes(void* p, Bytes v) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), v);
 }
 
-LOCALDS_INLINE Ints ints(int value) { return _mm256_set1_epi32(value); }
-
-// 8 int16 to 8 int32.
-LOCALDS_INLINE Ints load_int16(const int16_t* p) {
-  return _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-LOCALDS_INLINE Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
-LOCALDS_INLINE Ints multiply(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
-LOCALDS_INLINE void store_ints(int32_t* p, Ints v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
-}
-
-// Lane i of the result is bits [shift * i, shift * i + width) of `bits`, as float.
+// Lane i of the result is bits [shift * i, shift * i + width) of `bits`.
 template <int shift, int width>
 LOCALDS_INLINE Ints unpack_fields(uint32_t bits) {
   const __m256i shifts =
@@ -84,13 +72,24 @@ LOCALDS_INLINE Floats powers_of_two(uint64_t bytes) {
   const __m256i subnormal = _mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(1)), 21);
   return _mm256_castsi256_ps(_mm256_max_epi32(normal, subnormal));
 }
-// 16 bytes (in `low`, then `high`) to the floats of the even and the odd ones.
-LOCALDS_INLINE void even_odd_floats(uint64_t low, uint64_t high, Floats& even, Floats& odd) {
-  const __m128i v =
-      _mm_shuffle_epi8(_mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low)),
-                       _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
-  even = to_floats(_mm256_cvtepu8_epi32(v));
-  odd = to_floats(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(v, v)));
+using Shorts = __m256i;  // 16 x int16
+// 16 bytes, given as two integers or in memory, to int16.
+LOCALDS_INLINE Shorts uint8_to_shorts(uint64_t low, uint64_t high) {
+  return _mm256_cvtepu8_epi16(
+      _mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low)));
+}
+LOCALDS_INLINE Shorts load_int8_shorts(const void* p) {
+  return _mm256_cvtepi8_epi16(load_chunk(p));
+}
+LOCALDS_INLINE Shorts add(Shorts v, int value) {
+  return _mm256_add_epi16(v, _mm256_set1_epi16(static_cast<int16_t>(value)));
+}
+// Products with 16 int16 of memory, neighbours added; the sums of neighbours alone.
+LOCALDS_INLINE Ints dot_neighbours(Shorts v, const int16_t* p) {
+  return _mm256_madd_epi16(v, load_bytes(p));
+}
+LOCALDS_INLINE Ints sum_neighbours(const int16_t* p) {
+  return dot_neighbours(_mm256_set1_epi16(1), p);
 }
 
 // The largest magnitude of 32 floats; NaN if there is one, as its bits compare above all others.
@@ -164,17 +163,17 @@ LOCALDS_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 
-// Four rows of four 32-bit units to four columns, `out_stride` units apart.
+// Four rows of four 32-bit units to four columns, at out, out + a, out + b and out + a + b.
 LOCALDS_INLINE void transpose4(const void* r0, const void* r1, const void* r2, const void* r3,
-                               uint32_t* out, int64_t out_stride) {
+                               uint32_t* out, int64_t a, int64_t b) {
   const auto row = [](const void* p) { return _mm_loadu_ps(static_cast<const float*>(p)); };
   const auto put = [](uint32_t* p, __m128 v) { _mm_storeu_ps(reinterpret_cast<float*>(p), v); };
-  __m128 a = row(r0), b = row(r1), c = row(r2), d = row(r3);
-  _MM_TRANSPOSE4_PS(a, b, c, d);
-  put(out, a);
-  put(out + out_stride, b);
-  put(out + 2 * out_stride, c);
-  put(out + 3 * out_stride, d);
+  __m128 c0 = row(r0), c1 = row(r1), c2 = row(r2), c3 = row(r3);
+  _MM_TRANSPOSE4_PS(c0, c1, c2, c3);
+  put(out, c0);
+  put(out + a, c1);
+  put(out + b, c2);
+  put(out + a + b, c3);
 }
 
 }  // namespace localds::LOCALDS_ISA

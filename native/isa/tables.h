@@ -30,10 +30,4 @@ inline constexpr int64_t kRowTile = 16;
 // the memory busy (10 GB/s a core on Zen 4, instead of 20 and more).
 inline constexpr int64_t kAhead = 8192;
 
-// The sums of a span lie as those of its eight first halves, then its eight second halves.
-inline constexpr int64_t kSumHalf = kSpan / kGroup;
-static inline int64_t sum_index(int64_t group, int64_t half) {
-  return group / kSumHalf * 2 * kSumHalf + half * kSumHalf + group % kSumHalf;
-}
-
 }  // namespace localds

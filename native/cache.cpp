@@ -34,8 +34,8 @@ void check_cache(const CacheRows& cache, int64_t width, int64_t slice, int64_t p
   }
 }
 
-FloatTile read_cache(const CacheRows& cache, int64_t row0, int64_t row1, int64_t col,
-                        int64_t width, float* buffer) {
+FloatTile read_cache(const CacheRows& cache, int64_t row0, int64_t row1, int64_t col, int64_t width,
+                     float* buffer) {
   if (cache.type == Type::F32) {
     return {reinterpret_cast<const float*>(cache.row(row0)) + col, cache.width};
   }

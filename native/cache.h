@@ -27,7 +27,7 @@ struct FloatTile {
 };
 
 // Columns [col, col + width) of rows [row0, row1) as floats; `buffer` has room for them.
-FloatTile read_cache(const CacheRows& cache, int64_t row0, int64_t row1, int64_t col,
-                        int64_t width, float* buffer);
+FloatTile read_cache(const CacheRows& cache, int64_t row0, int64_t row1, int64_t col, int64_t width,
+                     float* buffer);
 
 }  // namespace localds

@@ -19,7 +19,7 @@ Key = tuple[int, int, int]  # n_prompt, n_gen, n_depth
 
 
 def run_localds(args: argparse.Namespace) -> dict[Key, float]:
-    command = [sys.executable, "-m", "localds", "bench", args.model, "--json", "-r", "1"]
+    command = [sys.executable, "-P", "-m", "localds", "bench", args.model, "--json", "-r", "1"]
     command += ["-p", str(args.prompt), "-n", str(args.generate), "--threads", str(args.threads)]
     command += [word for depth in args.depth for word in ("-d", str(depth))]
     return read_records(command)

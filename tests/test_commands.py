@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# -P: the installed package, not the source tree that the tests may be started from.
+LOCALDS = [sys.executable, "-P", "-m", "localds"]
+
+
 def run(*words: object, piped: bytes = b"", **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "localds", *map(str, words)]
+    command = [*LOCALDS, *map(str, words)]
     done = subprocess.run(
         command, input=piped, capture_output=True, timeout=120, env=os.environ | variables
     )
@@ -42,7 +47,7 @@ def test_help_lists_the_commands() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys, localds.cli; print(sorted({'numpy','rich','jinja2'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -61,6 +66,7 @@ def test_chat_prints_the_answer_alone(tiny_model: Path) -> None:
 
 def test_chat_reads_piped_input(tiny_model: Path) -> None:
     together = run("chat", tiny_model, "-p", "sum:\n\none two", "-n", 4, "--temp", 0)
+    assert together.stdout.strip(), together.stderr
     piped = run("chat", tiny_model, "-p", "sum:", "-n", 4, "--temp", 0, piped=b"one two\n")
     assert piped.stdout == together.stdout
     alone = run("chat", tiny_model, "-n", 4, "--temp", 0, piped=b"sum:\n\none two\n")
@@ -161,7 +167,7 @@ def test_wrong_values_are_one_message(tiny_model: Path) -> None:
 
 
 def test_interrupt_ends_a_reply_and_keeps_what_was_said(tiny_model: Path) -> None:
-    command = [sys.executable, "-m", "localds", "chat", str(tiny_model), "-p", "go", "-t", "1"]
+    command = [*LOCALDS, "chat", str(tiny_model), "-p", "go", "-t", "1"]
     with subprocess.Popen(
         [*command, "-c", "20000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -178,6 +184,8 @@ def test_interrupt_ends_a_reply_and_keeps_what_was_said(tiny_model: Path) -> Non
 
 
 def test_a_closed_pipe_is_quiet(tiny_model: Path) -> None:
-    command = f"{sys.executable} -m localds chat {tiny_model} -p go -n 500 | head -c 1 > /dev/null"
+    chat = shlex.join([*LOCALDS, "chat", str(tiny_model), "-p", "go", "-n", "500"])
+    command = f"{chat} | head -c 1 | wc -c"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "1"
     assert "Traceback" not in done.stderr

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from localds.memory.latents import LatentCache
     from localds.models.geometry import Geometry
-    from localds.ops import Attention, Embedding, FeedForward, Head
+    from localds.models.weights import Weights
+    from localds.ops import Attention, Embedding, FeedForward, Head, Ops
 
 X = TypeVar("X")
 
@@ -52,3 +53,16 @@ class Decoder(Generic[X]):
         logits = self.head(x, last_only=last_only)
         cache.extend(len(ids))
         return logits
+
+
+def assemble(
+    geometry: Geometry, weights: Weights, layers: Sequence[Layer[X]], ops: Ops[X], eps: float
+) -> Decoder[X]:
+    """Put embedding and head around `layers`; without an output matrix the embedding serves."""
+    table = weights["token_embd"]
+    return Decoder(
+        geometry=geometry,
+        embedding=ops.embedding(table),
+        layers=layers,
+        head=ops.head(weights["output_norm"], weights.find("output") or table, eps),
+    )

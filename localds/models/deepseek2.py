@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from localds.gguf import GGUFError
-from localds.models.decoder import Decoder, Layer
+from localds.models.decoder import Decoder, Layer, assemble
 from localds.models.geometry import Geometry
 from localds.models.rope import Scaling, make_rope, read_scaling, softmax_scale
 from localds.models.weights import Weights
@@ -125,13 +125,7 @@ def build(gguf: GGUFFile, ops: Ops[X]) -> Decoder[X]:
         )
         for i in range(config.num_layers)
     ]
-    table = weights["token_embd"]
-    return Decoder(
-        geometry=geometry(config),
-        embedding=ops.embedding(table),
-        layers=layers,
-        head=ops.head(weights["output_norm"], weights.find("output") or table, config.rms_norm_eps),
-    )
+    return assemble(geometry(config), weights, layers, ops, config.rms_norm_eps)
 
 
 def _attention_shape(config: Config) -> MlaShape:

@@ -168,6 +168,8 @@ def test_wrong_values_are_one_message(tiny_model: Path) -> None:
 
 def test_interrupt_ends_a_reply_and_keeps_what_was_said(tiny_model: Path) -> None:
     command = [*LOCALDS, "chat", str(tiny_model), "-p", "go", "-t", "1"]
+    # Without the tokens that end a reply it goes on until it is told to stop.
+    command += [word for token in range(3) for word in ("--logit-bias", f"{token}=-inf")]
     with subprocess.Popen(
         [*command, "-c", "20000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

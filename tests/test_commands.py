@@ -171,7 +171,11 @@ def test_interrupt_ends_a_reply_and_keeps_what_was_said(tiny_model: Path) -> Non
     # Without the tokens that end a reply it goes on until it is told to stop.
     command += [word for token in range(3) for word in ("--logit-bias", f"{token}=-inf")]
     with subprocess.Popen(
-        [*command, "-c", "20000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, "-c", "20000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A test run in the background of a shell inherits that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout
         assert process.stderr

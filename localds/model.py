@@ -11,7 +11,7 @@ from localds.gguf import GGUFFile
 from localds.memory.latents import LatentCache
 from localds.memory.plan import make_plan, require_budget
 from localds.ops.cpu import CpuOps
-from localds.session import DEFAULT_CHUNK, Session
+from localds.session import DEFAULT_CHUNK, DEFAULT_CONTEXT, Session
 from localds.template import ChatTemplate, template_for
 from localds.tokenizer import Tokenizer
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from localds.models.decoder import Decoder
     from localds.models.geometry import Geometry
-
-DEFAULT_CONTEXT = 8192
 
 
 class Model:
@@ -68,7 +66,14 @@ class Model:
         `chunk` the number of prompt tokens computed at once. Raises `ContextError` for a context
         longer than the model was made for.
         """
-        return Session(self, context, cache_type=cache_type, chunk=chunk)
+        return Session(
+            self.decoder,
+            self.tokenizer,
+            self.template,
+            context,
+            cache_type=cache_type,
+            chunk=chunk,
+        )
 
     def close(self) -> None:
         """Release the template's helper process; the map goes with the last reference to it."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from localds.model import Model
-    from localds.session import Message
+    from localds.template import ChatTemplate
     from localds.tokenizer import Tokenizer
+
+    Message = Mapping[str, object]
 
 # Stand-ins for special tokens that a message spells out, from a private plane of Unicode that no
 # template looks at.
@@ -28,7 +29,10 @@ class EncodedPrompt:
 
 
 def encode_prompt(
-    model: Model, prompt: str | Sequence[Message], template_options: Mapping[str, Any]
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    prompt: str | Sequence[Message],
+    template_options: Mapping[str, Any],
 ) -> EncodedPrompt:
     """Encode a plain text or a conversation.
 
@@ -36,11 +40,11 @@ def encode_prompt(
     text of one, it is encoded as plain text. Raises `TemplateError` and `ValueError`.
     """
     if isinstance(prompt, str):
-        return EncodedPrompt(model.tokenizer.encode(prompt), opens_thinking=False)
-    guard = _Guard(model.tokenizer.special_texts)
-    rendered = model.template.render(guard.hide(prompt), **template_options)
+        return EncodedPrompt(tokenizer.encode(prompt), opens_thinking=False)
+    guard = _Guard(tokenizer.special_texts)
+    rendered = template.render(guard.hide(prompt), **template_options)
     return EncodedPrompt(
-        guard.encode(rendered, model.tokenizer),
+        guard.encode(rendered, tokenizer),
         opens_thinking=_THINK_OPENED.search(rendered) is not None,
     )
 

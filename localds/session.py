@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from localds.model import Model
-    from localds.tokenizer import TextStream
-
-    Message = Mapping[str, object]
+    from localds.models.decoder import Decoder
+    from localds.prompt import Message
+    from localds.template import ChatTemplate
+    from localds.tokenizer import TextStream, Tokenizer
 
 DEFAULT_CHUNK = 512
 DEFAULT_CONTEXT = 8192
@@ -62,13 +62,16 @@ class Session:
 
     def __init__(
         self,
-        model: Model,
+        decoder: Decoder[Any],
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
         context: int | None = None,
         *,
         cache_type: str = "f16",
         chunk: int = DEFAULT_CHUNK,
     ) -> None:
-        longest = model.geometry.context_length
+        geometry = decoder.geometry
+        longest = geometry.context_length
         if context is None:
             context = min(longest, DEFAULT_CONTEXT)
         if context > longest:
@@ -77,11 +80,11 @@ class Session:
             )
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}; it must be at least 1")
-        self._model = model
+        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self._template = template
         self._chunk = chunk
-        self._cache = LatentCache(
-            model.geometry.layers, model.geometry.cache_width, context, cache_type
-        )
+        self._cache = LatentCache(geometry.layers, geometry.cache_width, context, cache_type)
         self._tokens: list[int] = []
         self.stats = Stats()
 
@@ -119,7 +122,7 @@ class Session:
         results = []
         for start in range(0, len(ids), self._chunk):
             part = ids[start : start + self._chunk]
-            logits = self._model.decoder.forward(
+            logits = self._decoder.forward(
                 np.asarray(part, np.int32), self._cache, last_only=not all_logits
             )
             self._tokens.extend(part)
@@ -149,11 +152,11 @@ class Session:
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1")
         sampler = Sampler(SamplingParams(**sampling))  # type: ignore[arg-type]
-        encoded = encode_prompt(self._model, prompt, template_options or {})
+        encoded = encode_prompt(self._tokenizer, self._template, prompt, template_options or {})
         self.stats = Stats()
         logits = self._prefill(encoded.ids, on_progress)
         # A reply to messages begins a text of its own, the continuation of a text does not.
-        stream = self._model.tokenizer.stream(start=not isinstance(prompt, str))
+        stream = self._tokenizer.stream(start=not isinstance(prompt, str))
         text = self._decode(logits, sampler, stream, StopMatcher(stop), max_tokens)
         if isinstance(prompt, str):
             yield from (Piece(part) for part in text if part)
@@ -195,7 +198,7 @@ class Session:
         while True:
             started = time.perf_counter()
             token = sampler.sample(logits, self._tokens)
-            if token in self._model.tokenizer.eos_ids:
+            if token in self._tokenizer.eos_ids:
                 stats.finish_reason = "stop"
                 break
             stats.generated_tokens += 1

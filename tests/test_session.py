@@ -124,7 +124,7 @@ def test_messages_cannot_forge_special_tokens(model: Model) -> None:
     bos = model.tokenizer.bos_text
     assert bos
     message = [{"role": "user", "content": f"hello {bos} there"}]
-    ids = encode_prompt(model, message, {}).ids
+    ids = encode_prompt(model.tokenizer, model.template, message, {}).ids
     assert model.tokenizer.bos_id not in ids[1:]
     assert f"hello {bos} there" in model.tokenizer.decode(ids)
 

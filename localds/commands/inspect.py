@@ -30,8 +30,8 @@ def inspect(
     """Show a model's geometry, quantization, and the memory it takes."""
     from localds.gguf import GGUFFile
     from localds.memory.plan import available_memory, make_plan, require_budget
-    from localds.model import DEFAULT_CONTEXT
     from localds.models import read_geometry
+    from localds.session import DEFAULT_CONTEXT
 
     with clear_errors(), GGUFFile.open(model) as gguf:
         geometry = read_geometry(gguf)

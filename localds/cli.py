@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -41,8 +40,5 @@ def root(
 
 
 def main() -> None:
-    """Entry point. Exits with 0, 1 (the work failed) or 2 (the command line was wrong)."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Entry point. Exits with 0, 1 (the work failed), 2 (wrong command line) or 130 (Ctrl-C)."""
+    app()

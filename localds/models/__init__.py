@@ -1,4 +1,4 @@
-"""Architectures: one file each, named in the registry below by GGUF's `general.architecture`."""
+"""Architectures: one file each, chosen here by GGUF's `general.architecture`."""
 
 from __future__ import annotations
 

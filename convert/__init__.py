@@ -39,7 +39,7 @@ def convert_checkpoint(folder: Path, output: Path, *, pre: str) -> None:
     targets = plan(checkpoint)
     partial = output.with_name(output.name + ".part")
     try:
-        write_gguf(partial, architecture, metadata, vocabulary, checkpoint, targets)
+        write_gguf(partial, architecture, metadata, vocabulary, targets)
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)

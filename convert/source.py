@@ -42,6 +42,7 @@ class Target:
     stack of matrices (experts or heads). `stored` names the type of the data in the source, such
     as BF16, F8_E4M3 or Q8_0, `source_bytes` is its size there.
     `read(matrix, start, stop)` returns rows start to stop of a matrix in float32 [rows, columns].
+    `origins` are the names of the tensors it comes from: one for each matrix, or one for all.
     """
 
     name: str
@@ -49,6 +50,13 @@ class Target:
     stored: str
     source_bytes: int
     read: Callable[[int, int, int], NDArray[np.float32]]
+    origins: tuple[str, ...] = ()
+
+    def origin(self, matrix: int) -> str:
+        """The source's name of the tensor that holds a matrix, for messages."""
+        if not self.origins:
+            return self.name
+        return self.origins[matrix if len(self.origins) > 1 else 0]
 
     @property
     def columns(self) -> int:

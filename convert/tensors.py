@@ -1,6 +1,7 @@
-"""Checkpoint tensors to GGUF tensors: names, and the few that change their layout.
+"""Checkpoint tensors to GGUF tensors: which, under what names, in what order.
 
-A plan is made from names and shapes alone; data is read one expert at a time when it is written.
+A plan is made from names and shapes alone; data is read a block of rows at a time when it is
+written.
 """
 
 from __future__ import annotations
@@ -9,40 +10,16 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from convert.checkpoint import CheckpointError
 from convert.metadata import leading_dense_layers, model_class
+from convert.planner import Planner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
-
-    from convert.checkpoint import Checkpoint
-
-    Transform = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    from convert.checkpoint import Checkpoint, Config
+    from convert.source import Target
 
 # Frequencies that old checkpoints store although they follow from the config.
 DERIVED = re.compile(r"rotary_emb\.inv_freq$")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One GGUF tensor. `shape` is in numpy order, slowest first: GGUF's reversed.
-
-    The parts of `sources`, each read and transformed, follow one another along the first axis.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    sources: tuple[str, ...]
-    transform: Transform
-
-    def parts(self, checkpoint: Checkpoint) -> Iterator[NDArray[np.float32]]:
-        """The data in order, one source at a time."""
-        for source in self.sources:
-            yield np.ascontiguousarray(self.transform(checkpoint.read(source)))
 
 
 def plan(checkpoint: Checkpoint) -> list[Target]:
@@ -52,183 +29,140 @@ def plan(checkpoint: Checkpoint) -> list[Target]:
     for a missing tensor, a shape that does not fit, or tensors that no GGUF tensor takes.
     """
     config = checkpoint.config
-    planner = _Planner(checkpoint)
-    planner.copy("model.embed_tokens.weight", "token_embd.weight")
+    planner = Planner(checkpoint)
+    table = (config.integer("vocab_size"), config.integer("hidden_size"))
+    planner.copy("model.embed_tokens.weight", "token_embd.weight", table)
     mixtral = model_class(config) == "MixtralForCausalLM"
     for layer in range(config.integer("num_hidden_layers")):
         if mixtral:
-            _mixtral_layer(planner, layer)
+            _mixtral_layer(planner, config, layer)
         else:
-            _deepseek2_layer(planner, layer)
-    planner.copy("model.norm.weight", "output_norm.weight")
+            _deepseek2_layer(planner, config, layer)
+    planner.copy("model.norm.weight", "output_norm.weight", table[1:])
     if config.flag("tie_word_embeddings", default=False):
         planner.used.add("lm_head.weight")
     else:
-        planner.copy("lm_head.weight", "output.weight")
-    planner.check_leftovers()
+        planner.copy("lm_head.weight", "output.weight", table)
+    _check_leftovers(planner, config)
     return planner.targets
 
 
-def key_half(kv_b: NDArray[np.float32], heads: int, nope: int) -> NDArray[np.float32]:
-    """The keys' part of kv_b_proj, so that it maps a query head into the latent space.
-
-    [heads * (nope + value), rank] to [heads, rank, nope].
-    """
-    split = kv_b.reshape(heads, -1, kv_b.shape[-1])
-    return split[:, :nope].transpose(0, 2, 1)
-
-
-def value_half(kv_b: NDArray[np.float32], heads: int, nope: int) -> NDArray[np.float32]:
-    """The values' part of kv_b_proj: [heads * (nope + value), rank] to [heads, value, rank]."""
-    return kv_b.reshape(heads, -1, kv_b.shape[-1])[:, nope:]
-
-
-def interleave(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Reorder each head's rows so that the pair (j, j + d/2) of rotary embedding is adjacent.
-
-    [heads * d, columns]; new row 2j is old row j, new row 2j + 1 is old row j + d/2.
-    """
-    halves = rows.reshape(heads, 2, -1, rows.shape[-1])
-    return halves.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _deepseek2_layer(planner: _Planner, layer: int) -> None:
-    config = planner.checkpoint.config
+def _deepseek2_layer(planner: Planner, config: Config, layer: int) -> None:
     hf, gguf = f"model.layers.{layer}.", f"blk.{layer}."
-    planner.copy(hf + "input_layernorm.weight", gguf + "attn_norm.weight")
-    attention = hf + "self_attn."
-    if "q_lora_rank" in config:
-        planner.copy(attention + "q_a_proj.weight", gguf + "attn_q_a.weight")
-        planner.copy(attention + "q_a_layernorm.weight", gguf + "attn_q_a_norm.weight")
-        planner.copy(attention + "q_b_proj.weight", gguf + "attn_q_b.weight")
-    else:
-        planner.copy(attention + "q_proj.weight", gguf + "attn_q.weight")
-    planner.copy(attention + "kv_a_proj_with_mqa.weight", gguf + "attn_kv_a_mqa.weight")
-    planner.copy(attention + "kv_a_layernorm.weight", gguf + "attn_kv_a_norm.weight")
-    _split_kv_b(planner, attention + "kv_b_proj.weight", gguf)
-    planner.copy(attention + "o_proj.weight", gguf + "attn_output.weight")
-    planner.copy(hf + "post_attention_layernorm.weight", gguf + "ffn_norm.weight")
+    hidden = config.integer("hidden_size")
+    planner.copy(hf + "input_layernorm.weight", gguf + "attn_norm.weight", (hidden,))
+    _latent_attention(planner, config, hf + "self_attn.", gguf)
+    planner.copy(hf + "post_attention_layernorm.weight", gguf + "ffn_norm.weight", (hidden,))
     if layer < leading_dense_layers(config):
-        _swiglu(planner, hf + "mlp.", gguf, suffix="")
-        return
-    planner.copy(hf + "mlp.gate.weight", gguf + "ffn_gate_inp.weight")
-    bias = hf + "mlp.gate.e_score_correction_bias"
-    if bias in planner.checkpoint.tensors:
-        planner.copy(bias, gguf + "exp_probs_b.bias")
-    for projection in ("gate", "up", "down"):
-        planner.stack(
-            hf + f"mlp.experts.{{}}.{projection}_proj.weight",
-            config.integer("n_routed_experts"),
-            gguf + f"ffn_{projection}_exps.weight",
-        )
-    if config.integer("n_shared_experts", 0):
-        _swiglu(planner, hf + "mlp.shared_experts.", gguf, suffix="_shexp")
+        width = config.integer("intermediate_size")
+        _swiglu(planner, hf + "mlp.{}_proj.weight", gguf + "ffn_{}.weight", hidden, width)
+    else:
+        _deepseek_experts(planner, config, hf + "mlp.", gguf)
 
 
-def _split_kv_b(planner: _Planner, source: str, gguf: str) -> None:
-    config = planner.checkpoint.config
-    heads, rank = config.integer("num_attention_heads"), config.integer("kv_lora_rank")
-    nope, value = config.integer("qk_nope_head_dim"), config.integer("v_head_dim")
-    planner.check_shape(source, (heads * (nope + value), rank))
-    planner.add(
-        gguf + "attn_k_b.weight",
-        (heads, rank, nope),
-        (source,),
-        lambda kv_b: key_half(kv_b, heads, nope),
-    )
-    planner.add(
-        gguf + "attn_v_b.weight",
-        (heads, value, rank),
-        (source,),
-        lambda kv_b: value_half(kv_b, heads, nope),
-    )
+def _latent_attention(planner: Planner, config: Config, hf: str, gguf: str) -> None:
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    nope, rope = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
+    value, rank = config.integer("v_head_dim"), config.integer("kv_lora_rank")
+    query = heads * (nope + rope)
+    if "q_lora_rank" in config:
+        query_rank = config.integer("q_lora_rank")
+        planner.copy(hf + "q_a_proj.weight", gguf + "attn_q_a.weight", (query_rank, hidden))
+        planner.copy(hf + "q_a_layernorm.weight", gguf + "attn_q_a_norm.weight", (query_rank,))
+        planner.copy(hf + "q_b_proj.weight", gguf + "attn_q_b.weight", (query, query_rank))
+    else:
+        planner.copy(hf + "q_proj.weight", gguf + "attn_q.weight", (query, hidden))
+    latent = (rank + rope, hidden)
+    planner.copy(hf + "kv_a_proj_with_mqa.weight", gguf + "attn_kv_a_mqa.weight", latent)
+    planner.copy(hf + "kv_a_layernorm.weight", gguf + "attn_kv_a_norm.weight", (rank,))
+    halves = (gguf + "attn_k_b.weight", gguf + "attn_v_b.weight")
+    planner.latent_halves(hf + "kv_b_proj.weight", halves, heads, nope, value, rank)
+    planner.copy(hf + "o_proj.weight", gguf + "attn_output.weight", (hidden, heads * value))
 
 
-def _swiglu(planner: _Planner, hf: str, gguf: str, suffix: str) -> None:
-    for projection in ("gate", "up", "down"):
-        planner.copy(hf + f"{projection}_proj.weight", gguf + f"ffn_{projection}{suffix}.weight")
+def _deepseek_experts(planner: Planner, config: Config, hf: str, gguf: str) -> None:
+    hidden, width = config.integer("hidden_size"), config.integer("moe_intermediate_size")
+    count, shared = config.integer("n_routed_experts"), config.integer("n_shared_experts", 0)
+    planner.copy(hf + "gate.weight", gguf + "ffn_gate_inp.weight", (count, hidden))
+    if planner.has(hf + "gate.e_score_correction_bias"):
+        planner.copy(hf + "gate.e_score_correction_bias", gguf + "exp_probs_b.bias", (count,))
+    experts = _Experts(count, hidden, width)
+    projections = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    _routed(planner, experts, hf + "experts.{}.", projections, gguf)
+    if shared:
+        source, name = hf + "shared_experts.{}_proj.weight", gguf + "ffn_{}_shexp.weight"
+        _swiglu(planner, source, name, hidden, shared * width)
 
 
-def _mixtral_layer(planner: _Planner, layer: int) -> None:
-    config = planner.checkpoint.config
+def _mixtral_layer(planner: Planner, config: Config, layer: int) -> None:
     hf, gguf = f"model.layers.{layer}.", f"blk.{layer}."
-    heads = config.integer("num_attention_heads")
-    kv_heads = config.integer("num_key_value_heads", heads)
-    planner.copy(hf + "input_layernorm.weight", gguf + "attn_norm.weight")
-    for projection, rotated_heads in (("q", heads), ("k", kv_heads)):
-        planner.permute(
-            hf + f"self_attn.{projection}_proj.weight",
-            rotated_heads,
-            gguf + f"attn_{projection}.weight",
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    width = config.integer("head_dim", hidden // heads)
+    if width % 2:
+        raise CheckpointError(f"config.json: heads are {width} wide; rotation needs an even width")
+    keys = config.integer("num_key_value_heads", heads)
+    attention = hf + "self_attn."
+    planner.copy(hf + "input_layernorm.weight", gguf + "attn_norm.weight", (hidden,))
+    for projection, count in (("q", heads), ("k", keys)):
+        source, name = f"{attention}{projection}_proj.weight", f"{gguf}attn_{projection}.weight"
+        planner.interleave(source, name, count, (count * width, hidden))
+    planner.copy(attention + "v_proj.weight", gguf + "attn_v.weight", (keys * width, hidden))
+    planner.copy(attention + "o_proj.weight", gguf + "attn_output.weight", (hidden, heads * width))
+    planner.copy(hf + "post_attention_layernorm.weight", gguf + "ffn_norm.weight", (hidden,))
+    experts = _Experts(
+        config.integer("num_local_experts"), hidden, config.integer("intermediate_size")
+    )
+    moe = hf + "block_sparse_moe."
+    planner.copy(moe + "gate.weight", gguf + "ffn_gate_inp.weight", (experts.count, hidden))
+    _routed(planner, experts, moe + "experts.{}.", {"gate": "w1", "up": "w3", "down": "w2"}, gguf)
+
+
+def _swiglu(planner: Planner, source: str, name: str, hidden: int, width: int) -> None:
+    """The three matrices of a gated network; the patterns take gate, up, down."""
+    for projection in ("gate", "up", "down"):
+        shape = (hidden, width) if projection == "down" else (width, hidden)
+        planner.copy(source.format(projection), name.format(projection), shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Experts:
+    count: int
+    hidden: int
+    width: int
+
+    @property
+    def inward(self) -> tuple[int, int, int]:
+        """Shape of the gates' and the ups' stack."""
+        return (self.count, self.width, self.hidden)
+
+    @property
+    def outward(self) -> tuple[int, int, int]:
+        """Shape of the downs' stack."""
+        return (self.count, self.hidden, self.width)
+
+
+def _routed(
+    planner: Planner, experts: _Experts, hf: str, projections: dict[str, str], gguf: str
+) -> None:
+    for kind, projection in projections.items():
+        shape = experts.outward if kind == "down" else experts.inward
+        planner.stack(f"{hf}{projection}.weight", f"{gguf}ffn_{kind}_exps.weight", shape)
+
+
+def _check_leftovers(planner: Planner, config: Config) -> None:
+    """Every tensor must have been taken: one that was not means another architecture."""
+    layers = config.integer("num_hidden_layers")
+    left = [
+        name
+        for name in planner.checkpoint.tensors
+        if name not in planner.used and not DERIVED.search(name) and _layer_of(name) < layers
+    ]
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        raise CheckpointError(
+            f"{planner.checkpoint.folder}: convert does not know what to do with "
+            f"{', '.join(left[:5])}{more}; the model is not what config.json says it is"
         )
-    planner.copy(hf + "self_attn.v_proj.weight", gguf + "attn_v.weight")
-    planner.copy(hf + "self_attn.o_proj.weight", gguf + "attn_output.weight")
-    planner.copy(hf + "post_attention_layernorm.weight", gguf + "ffn_norm.weight")
-    planner.copy(hf + "block_sparse_moe.gate.weight", gguf + "ffn_gate_inp.weight")
-    for projection, name in (("w1", "gate"), ("w3", "up"), ("w2", "down")):
-        planner.stack(
-            hf + f"block_sparse_moe.experts.{{}}.{projection}.weight",
-            config.integer("num_local_experts"),
-            gguf + f"ffn_{name}_exps.weight",
-        )
-
-
-class _Planner:
-    """Collects targets and remembers which checkpoint tensors they take."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-        self.targets: list[Target] = []
-        self.used: set[str] = set()
-
-    def add(
-        self, name: str, shape: tuple[int, ...], sources: tuple[str, ...], transform: Transform
-    ) -> None:
-        self.targets.append(Target(name, shape, sources, transform))
-        self.used.update(sources)
-
-    def copy(self, source: str, name: str) -> None:
-        self.add(name, self.checkpoint.find(source).shape, (source,), lambda data: data)
-
-    def permute(self, source: str, heads: int, name: str) -> None:
-        shape = self.checkpoint.find(source).shape
-        if len(shape) != 2 or shape[0] % (2 * heads):
-            raise CheckpointError(
-                f"{self.checkpoint.folder}: tensor {source!r} has shape {shape}; "
-                f"its rows must be {heads} heads of an even width"
-            )
-        self.add(name, shape, (source,), lambda rows: interleave(rows, heads))
-
-    def stack(self, pattern: str, count: int, name: str) -> None:
-        """One tensor [count, rows, columns] from the tensors of `count` experts."""
-        sources = tuple(pattern.format(index) for index in range(count))
-        shape = self.checkpoint.find(sources[0]).shape
-        for source in sources:
-            self.check_shape(source, shape)
-        self.add(name, (count, *shape), sources, lambda data: data)
-
-    def check_shape(self, source: str, expected: tuple[int, ...]) -> None:
-        shape = self.checkpoint.find(source).shape
-        if shape != expected:
-            raise CheckpointError(
-                f"{self.checkpoint.folder}: tensor {source!r} has shape {shape}; "
-                f"config.json and its neighbours ask for {expected}"
-            )
-
-    def check_leftovers(self) -> None:
-        """Every tensor must have been taken: one that was not means another architecture."""
-        layers = self.checkpoint.config.integer("num_hidden_layers")
-        left = [
-            name
-            for name in self.checkpoint.tensors
-            if name not in self.used and not DERIVED.search(name) and _layer_of(name) < layers
-        ]
-        if left:
-            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-            raise CheckpointError(
-                f"{self.checkpoint.folder}: convert does not know what to do with "
-                f"{', '.join(left[:5])}{more}; the model is not what config.json says it is"
-            )
 
 
 def _layer_of(name: str) -> int:

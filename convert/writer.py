@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from convert.checkpoint import Checkpoint
     from convert.metadata import Value
-    from convert.tensors import Target
+    from convert.source import Target
     from convert.vocabulary import Vocabulary
 
 
@@ -25,10 +24,9 @@ def write_gguf(
     architecture: str,
     metadata: Mapping[str, Value],
     vocabulary: Vocabulary,
-    checkpoint: Checkpoint,
     targets: list[Target],
 ) -> None:
-    """Write a GGUF file with all tensors in float32, holding one source tensor at a time."""
+    """Write a GGUF file with all tensors in float32, holding one block of rows at a time."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         _add(writer, key, value)
@@ -39,18 +37,18 @@ def write_gguf(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    _write_data(writer, checkpoint, targets)
+    _write_data(writer, targets)
     writer.close()
 
 
-def _write_data(writer: gguf.GGUFWriter, checkpoint: Checkpoint, targets: list[Target]) -> None:
+def _write_data(writer: gguf.GGUFWriter, targets: list[Target]) -> None:
     stream = cast("list[BinaryIO]", writer.fout)[0]
     writer.write_padding(stream, stream.tell())
     for target in targets:
         written = 0
-        for part in target.parts(checkpoint):
-            stream.write(part.data)
-            written += part.nbytes
+        for block in target.blocks():
+            stream.write(np.ascontiguousarray(block.data).data)
+            written += block.data.nbytes
         if written != 4 * math.prod(target.shape):
             raise CheckpointError(
                 f"write {target.name}: {written} bytes do not make the shape {target.shape}"

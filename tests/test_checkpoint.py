@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from convert import Checkpoint, CheckpointError
 from convert.checkpoint import Config
+from convert.weights import open_weight
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
@@ -38,8 +39,8 @@ def test_reads_shards(tmp_path: Path, shards: int) -> None:
 def test_unknown_dtype_is_refused_when_read(tmp_path: Path) -> None:
     save_file({"ids": np.arange(4)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"'ids' has dtype I64; convert reads F64, F32"):
-        Checkpoint(tmp_path).read("ids")
+    with pytest.raises(CheckpointError, match=r"'ids' has dtype I64; convert reads F64, F32, F16, BF16"):
+        open_weight(Checkpoint(tmp_path), "ids")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 8, 40, 5000])

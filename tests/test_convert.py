@@ -23,7 +23,8 @@ from safetensors.numpy import save_file
 from convert import Checkpoint, CheckpointError, convert_checkpoint
 from convert.checkpoint import Config
 from convert.metadata import architecture_metadata, leading_dense_layers
-from convert.tensors import interleave, key_half, plan, value_half
+from convert.planner import interleave
+from convert.tensors import plan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -231,16 +232,19 @@ def numbered(*shape: int) -> NDArray[np.float32]:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
-def test_key_and_value_halves() -> None:
-    heads, nope, value, rank = 3, 5, 4, 7
+def test_key_and_value_halves(tmp_path: Path) -> None:
+    heads, nope, value, rank = 4, 32, 24, 48
     kv_b = numbered(heads * (nope + value), rank)
-    keys, values = key_half(kv_b, heads, nope), value_half(kv_b, heads, nope)
+    folder = write_variant("v2-lite", tmp_path)
+    rewrite_weights(folder, {"model.layers.1.self_attn.kv_b_proj.weight": kv_b})
+    targets = {target.name: target for target in plan(Checkpoint(folder))}
+    keys, values = targets["blk.1.attn_k_b.weight"], targets["blk.1.attn_v_b.weight"]
     assert keys.shape == (heads, rank, nope)
     assert values.shape == (heads, value, rank)
     for head in range(heads):
         rows = kv_b[head * (nope + value) : (head + 1) * (nope + value)]
-        np.testing.assert_array_equal(keys[head], rows[:nope].T)
-        np.testing.assert_array_equal(values[head], rows[nope:])
+        np.testing.assert_array_equal(keys.read(head, 3, 20), rows[:nope].T[3:20])
+        np.testing.assert_array_equal(values.read(head, 5, 24), rows[nope:][5:24])
 
 
 def test_interleave() -> None:

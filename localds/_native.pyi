@@ -58,6 +58,16 @@ def default_threads() -> int: ...
 
 # ---- layers: x float32 [n_tokens, hidden] is updated in place ----
 
+class Recorder:
+    """Sums of the squared inputs of one layer's products; see localds.ops.recording.
+
+    Which inputs a layer records under which names stands in its header.
+    """
+
+    def __init__(self) -> None: ...
+    def sums(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+        """Squares float64 [matrices, columns] and counts int64 [matrices] of an input, copied."""
+
 class MlaLayer:
     def __init__(
         self,
@@ -77,7 +87,13 @@ class MlaLayer:
         latent_eps: float,
     ) -> None: ...
     def forward(
-        self, x: _Floats, cache: NDArray[np.uint8], cache_type: int, cache_width: int, past: int
+        self,
+        x: _Floats,
+        cache: NDArray[np.uint8],
+        cache_type: int,
+        cache_width: int,
+        past: int,
+        recorder: Recorder | None = None,
     ) -> None: ...
 
 class GqaLayer:
@@ -96,14 +112,20 @@ class GqaLayer:
         eps: float,
     ) -> None: ...
     def forward(
-        self, x: _Floats, cache: NDArray[np.uint8], cache_type: int, cache_width: int, past: int
+        self,
+        x: _Floats,
+        cache: NDArray[np.uint8],
+        cache_type: int,
+        cache_width: int,
+        past: int,
+        recorder: Recorder | None = None,
     ) -> None: ...
 
 class FfnLayer:
     def __init__(
         self, norm: _Floats, gate: Matrix, up: Matrix, down: Matrix, eps: float
     ) -> None: ...
-    def forward(self, x: _Floats) -> None: ...
+    def forward(self, x: _Floats, recorder: Recorder | None = None) -> None: ...
 
 class Router:
     def __init__(
@@ -132,11 +154,11 @@ class MoeLayer:
         shared_down: Matrix | None,
         eps: float,
     ) -> None: ...
-    def forward(self, x: _Floats) -> None: ...
+    def forward(self, x: _Floats, recorder: Recorder | None = None) -> None: ...
     def route(self, x: _Floats, ids: NDArray[np.int32], weights: _Floats) -> None: ...
 
 class HeadLayer:
     def __init__(self, norm: _Floats, output: Matrix, eps: float) -> None: ...
-    def forward(self, x: _Floats, logits: _Floats) -> None: ...
+    def forward(self, x: _Floats, logits: _Floats, recorder: Recorder | None = None) -> None: ...
 
 def embed(table: Matrix, ids: NDArray[np.int32], out: _Floats) -> None: ...

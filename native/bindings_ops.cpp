@@ -15,6 +15,7 @@
 #include "head.h"
 #include "mla.h"
 #include "moe.h"
+#include "recorder.h"
 #include "scratch.h"
 #include "thread_pool.h"
 
@@ -58,17 +59,17 @@ CacheRows to_cache(const CacheData& data, uint32_t type, int64_t width) {
 
 template <class Layer>
 void attention_forward(const Layer& layer, Hidden x, CacheData cache, uint32_t cache_type,
-                       int64_t cache_width, int64_t past) {
+                       int64_t cache_width, int64_t past, Recorder* recorder) {
   const int64_t n = check_rows("attention", "x", x, layer.hidden());
   const nb::gil_scoped_release release;
-  layer.forward(x.data(), n, to_cache(cache, cache_type, cache_width), past);
+  layer.forward(x.data(), n, to_cache(cache, cache_type, cache_width), past, recorder);
 }
 
 template <class Layer>
-void feed_forward(const Layer& layer, Hidden x) {
+void feed_forward(const Layer& layer, Hidden x, Recorder* recorder) {
   const int64_t n = check_rows("feed-forward", "x", x, layer.hidden());
   const nb::gil_scoped_release release;
-  layer.forward(x.data(), n);
+  layer.forward(x.data(), n, recorder);
 }
 
 void make_mla(MlaLayer* self, FloatRow norm, const BoundMatrix* q_a, std::optional<FloatRow> q_norm,
@@ -147,12 +148,24 @@ void embed_ids(const BoundMatrix& table, TokenIds ids, Hidden out) {
   embed(table.matrix, ids.data(), n, out.data());
 }
 
-void head_forward(const HeadLayer& layer, FloatRows x, Hidden logits) {
+void head_forward(const HeadLayer& layer, FloatRows x, Hidden logits, Recorder* recorder) {
   const int64_t n = check_rows("head", "x", x, layer.hidden());
   check_rows("head", "logits", logits, layer.vocabulary());
   check_same("head", n, logits.shape(0));
   const nb::gil_scoped_release release;
-  layer.forward(x.data(), n, logits.data());
+  layer.forward(x.data(), n, logits.data(), recorder);
+}
+
+nb::object recorder_sums(const Recorder& recorder, const std::string& name) {
+  const Recorder::Sums* sums = recorder.find(name);
+  if (!sums) return nb::none();
+  const size_t matrices = sums->counts.size();
+  auto* squares = new double[sums->squares.size()];
+  std::copy(sums->squares.begin(), sums->squares.end(), squares);
+  auto* counts = new int64_t[matrices];
+  std::copy(sums->counts.begin(), sums->counts.end(), counts);
+  return nb::make_tuple(to_numpy(squares, {matrices, static_cast<size_t>(sums->columns)}),
+                        to_numpy(counts, {matrices}));
 }
 
 void bind_attention(nb::module_& m) {
@@ -163,21 +176,21 @@ void bind_attention(nb::module_& m) {
            nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 8>(),
            nb::keep_alive<1, 9>(), nb::keep_alive<1, 10>())
       .def("forward", attention_forward<MlaLayer>, "x"_a.noconvert(), "cache"_a.noconvert(),
-           "cache_type"_a, "cache_width"_a, "past"_a);
+           "cache_type"_a, "cache_width"_a, "past"_a, "recorder"_a.none() = nb::none());
   nb::class_<GqaLayer>(m, "GqaLayer")
       .def("__init__", make_gqa, "norm"_a, "q"_a, "k"_a, "v"_a, "output"_a, "heads"_a, "kv_heads"_a,
            "inverse_frequencies"_a, "amplitude"_a, "softmax_scale"_a, "eps"_a,
            nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(),
            nb::keep_alive<1, 6>())
       .def("forward", attention_forward<GqaLayer>, "x"_a.noconvert(), "cache"_a.noconvert(),
-           "cache_type"_a, "cache_width"_a, "past"_a);
+           "cache_type"_a, "cache_width"_a, "past"_a, "recorder"_a.none() = nb::none());
 }
 
 void bind_feed_forward(nb::module_& m) {
   nb::class_<FfnLayer>(m, "FfnLayer")
       .def("__init__", make_ffn, "norm"_a, "gate"_a, "up"_a, "down"_a, "eps"_a,
            nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>())
-      .def("forward", feed_forward<FfnLayer>, "x"_a.noconvert());
+      .def("forward", feed_forward<FfnLayer>, "x"_a.noconvert(), "recorder"_a.none() = nb::none());
   nb::class_<Router>(m, "Router")
       .def("__init__", make_router, "top_k"_a, "gating"_a, "normalize"_a, "scale"_a, "groups"_a,
            "groups_used"_a, "group_score"_a, "bias"_a.none());
@@ -187,13 +200,14 @@ void bind_feed_forward(nb::module_& m) {
            nb::keep_alive<1, 3>(), nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(),
            nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>(), nb::keep_alive<1, 9>(),
            nb::keep_alive<1, 10>())
-      .def("forward", feed_forward<MoeLayer>, "x"_a.noconvert())
+      .def("forward", feed_forward<MoeLayer>, "x"_a.noconvert(), "recorder"_a.none() = nb::none())
       .def("route", moe_route, "x"_a.noconvert(), "ids"_a.noconvert(), "weights"_a.noconvert());
 }
 
 }  // namespace
 
 void bind_ops(nb::module_& m) {
+  nb::class_<Recorder>(m, "Recorder").def(nb::init<>()).def("sums", recorder_sums, "name"_a);
   bind_attention(m);
   bind_feed_forward(m);
   nb::class_<HeadLayer>(m, "HeadLayer")
@@ -203,7 +217,8 @@ void bind_ops(nb::module_& m) {
             new (self) HeadLayer({to_vector(norm), eps}, output.matrix);
           },
           "norm"_a, "output"_a, "eps"_a, nb::keep_alive<1, 3>())
-      .def("forward", head_forward, "x"_a.noconvert(), "logits"_a.noconvert());
+      .def("forward", head_forward, "x"_a.noconvert(), "logits"_a.noconvert(),
+           "recorder"_a.none() = nb::none());
   m.def("embed", embed_ids, "table"_a, "ids"_a.noconvert(), "out"_a.noconvert());
   m.def("set_threads", set_threads, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("threads", [] { return ThreadPool::instance().size(); });

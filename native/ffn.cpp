@@ -33,7 +33,7 @@ FfnLayer::FfnLayer(Norm norm, FfnWeights weights)
   check_ffn("ffn", weights_, hidden());
 }
 
-void FfnLayer::forward(float* x, int64_t n) const {
+void FfnLayer::forward(float* x, int64_t n, Recorder* recorder) const {
   if (n == 0) return;
   Scratch scratch;
   const FfnWeights& w = weights_;
@@ -53,6 +53,10 @@ void FfnLayer::forward(float* x, int64_t n) const {
 
   const Activations gated =
       activations(scratch.activations(1), middle, n, ff, ff, needs_int8(w.down));
+  if (recorder) {
+    recorder->add("hidden", in);
+    recorder->add("middle", gated);
+  }
   add_product(scratch, w.down, gated, hidden_rows, x);
 }
 

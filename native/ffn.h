@@ -5,6 +5,7 @@
 
 #include "matrix.h"
 #include "phases.h"
+#include "recorder.h"
 
 namespace localds {
 
@@ -27,8 +28,8 @@ class FfnLayer {
  public:
   FfnLayer(Norm norm, FfnWeights weights);
 
-  // x [n, hidden] += ffn(norm(x)).
-  void forward(float* x, int64_t n) const;
+  // x [n, hidden] += ffn(norm(x)). Records hidden (gate, up) and middle (down).
+  void forward(float* x, int64_t n, Recorder* recorder) const;
 
   int64_t hidden() const { return norm_.width(); }
 

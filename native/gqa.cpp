@@ -27,7 +27,8 @@ GqaLayer::GqaLayer(GqaWeights weights, Rope rope, int64_t heads, int64_t kv_head
   expect_shape("gqa output", weights_.output, hidden(), heads * head_);
 }
 
-void GqaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past) const {
+void GqaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past,
+                       Recorder* recorder) const {
   const int64_t kv_width = kv_heads_ * head_;
   const int64_t q_width = heads_ * head_;
   check_cache(cache, 2 * kv_width, head_, past, n);
@@ -41,6 +42,7 @@ void GqaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past
 
   const bool int8 = needs_int8(w.q) || needs_int8(w.k) || needs_int8(w.v);
   const Activations in = normalized(scratch.activations(0), w.norm, x, n, hidden_rows, int8);
+  if (recorder) recorder->add("hidden", in);
   const Product products[] = {{&w.q, 0, &in, nullptr, n, q, q_width},
                               {&w.k, 0, &in, nullptr, n, kv, 2 * kv_width},
                               {&w.v, 0, &in, nullptr, n, kv + kv_width, 2 * kv_width}};
@@ -51,6 +53,7 @@ void GqaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past
   attend(shape, CachedKeys(shape, cache, kv_width), past, n, grouped, q, scratch);
   const Activations values =
       activations(scratch.activations(0), q, n, q_width, q_width, needs_int8(w.output));
+  if (recorder) recorder->add("values", values);
   add_product(scratch, w.output, values, hidden_rows, x);
 }
 

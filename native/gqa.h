@@ -7,6 +7,7 @@
 #include "cache.h"
 #include "matrix.h"
 #include "phases.h"
+#include "recorder.h"
 #include "rope.h"
 
 namespace localds {
@@ -24,8 +25,9 @@ class GqaLayer {
   // Throws std::invalid_argument where the weights do not fit together.
   GqaLayer(GqaWeights weights, Rope rope, int64_t heads, int64_t kv_heads, float softmax_scale);
 
-  // x [n, hidden] += attention(norm(x)); writes the rows [past, past + n) of the cache.
-  void forward(float* x, int64_t n, const CacheRows& cache, int64_t past) const;
+  // x [n, hidden] += attention(norm(x)); writes the rows [past, past + n) of the cache. Records
+  // hidden (q, k, v) and values (output).
+  void forward(float* x, int64_t n, const CacheRows& cache, int64_t past, Recorder* recorder) const;
 
   int64_t hidden() const { return weights_.norm.width(); }
 

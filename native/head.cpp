@@ -27,12 +27,13 @@ HeadLayer::HeadLayer(Norm norm, Matrix output)
   expect_shape("head output", output_, output_.rows, hidden());
 }
 
-void HeadLayer::forward(const float* x, int64_t n, float* logits) const {
+void HeadLayer::forward(const float* x, int64_t n, float* logits, Recorder* recorder) const {
   if (n == 0) return;
   Scratch scratch;
   float* hidden_rows = scratch.take<float>(n * hidden());
   const Activations in =
       normalized(scratch.activations(0), norm_, x, n, hidden_rows, needs_int8(output_));
+  if (recorder) recorder->add("hidden", in);
   const Product product{&output_, 0, &in, nullptr, n, logits, output_.rows};
   run_products(scratch, {&product, 1});
 }

@@ -5,6 +5,7 @@
 
 #include "matrix.h"
 #include "phases.h"
+#include "recorder.h"
 
 namespace localds {
 
@@ -16,8 +17,8 @@ class HeadLayer {
  public:
   HeadLayer(Norm norm, Matrix output);
 
-  // logits [n, vocab] = output . norm(x), x [n, hidden].
-  void forward(const float* x, int64_t n, float* logits) const;
+  // logits [n, vocab] = output . norm(x), x [n, hidden]. Records hidden (output).
+  void forward(const float* x, int64_t n, float* logits, Recorder* recorder) const;
 
   int64_t hidden() const { return norm_.width(); }
   int64_t vocabulary() const { return output_.rows; }

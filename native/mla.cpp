@@ -16,6 +16,7 @@ struct MlaLayer::Call {
   int64_t n;
   const CacheRows& cache;
   int64_t past;
+  Recorder* recorder;
 
   int64_t heads = layer.heads_;
   int64_t head = layer.nope_ + layer.rope_width_;  // width of a query head
@@ -29,6 +30,7 @@ struct MlaLayer::Call {
   void attend_expanded(float* values);
   void attend_absorbed(float* values);
   void absorb_queries(const int32_t* head_rows, float* absorbed);
+  void record_heads(const char* name, const float* x, int64_t columns, int64_t stride);
 };
 
 MlaLayer::MlaLayer(MlaWeights weights, Rope rope, float softmax_scale)
@@ -52,25 +54,27 @@ MlaLayer::MlaLayer(MlaWeights weights, Rope rope, float softmax_scale)
   expect_shape("mla output", weights_.output, hidden(), heads_ * value_);
 }
 
-void MlaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past) const {
+void MlaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past,
+                       Recorder* recorder) const {
   check_cache(cache, kv_rank_ + rope_width_, kv_rank_ + rope_width_, past, n);
   if (n == 0) return;
   Scratch scratch;
   const MlaWeights& w = weights_;
   float* hidden_rows = scratch.take<float>(n * hidden());
   const bool int8 = needs_int8(w.q_a ? *w.q_a : w.q) || needs_int8(w.kv_a);
-  Call call{*this, scratch, n, cache, past};
+  Call call{*this, scratch, n, cache, past, recorder};
   call.project(normalized(scratch.activations(0), w.norm, x, n, hidden_rows, int8));
   call.position_rows();
   const int64_t width = heads_ * value_;
   float* values = scratch.take<float>(n * width);
-  if (call.expanding_pays()) {
+  if (!recorder && call.expanding_pays()) {
     call.attend_expanded(values);
   } else {
     call.attend_absorbed(values);
   }
   const Activations in =
       activations(scratch.activations(0), values, n, width, width, needs_int8(w.output));
+  if (recorder) recorder->add("values", in);
   add_product(scratch, w.output, in, hidden_rows, x);
 }
 
@@ -78,6 +82,7 @@ void MlaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past
 void MlaLayer::Call::project(const Activations& x) {
   const MlaWeights& w = layer.weights_;
   const int64_t q_width = heads * head;
+  if (recorder) recorder->add("hidden", x);
   if (!w.q_a) {
     const Product products[] = {{&w.q, 0, &x, nullptr, n, q, q_width},
                                 {&w.kv_a, 0, &x, nullptr, n, kv, row}};
@@ -91,6 +96,7 @@ void MlaLayer::Call::project(const Activations& x) {
   run_products(scratch, products);
   const Activations low_x =
       normalized(scratch.activations(0), *w.q_norm, low, n, low, needs_int8(w.q));
+  if (recorder) recorder->add("low_query", low_x);
   const Product expand[] = {{&w.q, 0, &low_x, nullptr, n, q, q_width}};
   run_products(scratch, expand);
 }
@@ -100,6 +106,7 @@ void MlaLayer::Call::position_rows() {
   const Norm& norm = layer.weights_.kv_norm;
   const Rope& rope = layer.rope_;
   float* tables = scratch.take<float>(n * rope.width());
+  if (recorder) record_heads("query", q, layer.nope_, head);  // before softmax_scale goes in
   parallel_rows(n, 2 * heads * head, [&](int64_t t0, int64_t t1, int) {
     for (int64_t t = t0; t < t1; ++t) {
       float* angles = tables + t * rope.width();
@@ -117,6 +124,17 @@ void MlaLayer::Call::position_rows() {
       }
     }
   });
+  if (recorder) {
+    recorder->add("latent", {.rows = n, .cols = layer.kv_rank_, .f32 = kv, .f32_stride = row});
+  }
+}
+
+// Adds x [n, heads, stride], of which the first `columns` are used, head by head.
+void MlaLayer::Call::record_heads(const char* name, const float* x, int64_t columns,
+                                  int64_t stride) {
+  auto* parts = scratch.take<RecordedRows>(heads);
+  for (int64_t h = 0; h < heads; ++h) parts[h] = {h, x + h * stride, heads * stride, nullptr, n};
+  recorder->add(name, heads, columns, {parts, static_cast<size_t>(heads)});
 }
 
 // Whether expanded keys and values cost less, in multiplications of a head: with n tokens that see
@@ -160,6 +178,7 @@ void MlaLayer::Call::attend_absorbed(float* values) {
   float* context = scratch.take<float>(n * heads * rank);
   attend(shape, CachedKeys(shape, cache, 0), past, n, absorbed, context, scratch);
 
+  if (recorder) record_heads("context", context, rank, rank);
   const Activations contexts =
       activations(scratch.activations(1), context, n * heads, rank, rank, needs_int8(v_b));
   Product* products = scratch.take<Product>(heads);

@@ -10,6 +10,7 @@
 #include "cache.h"
 #include "matrix.h"
 #include "phases.h"
+#include "recorder.h"
 #include "rope.h"
 
 namespace localds {
@@ -31,8 +32,11 @@ class MlaLayer {
   // Geometry comes from the weights; throws std::invalid_argument where they do not fit together.
   MlaLayer(MlaWeights weights, Rope rope, float softmax_scale);
 
-  // x [n, hidden] += attention(norm(x)); writes the rows [past, past + n) of the cache.
-  void forward(float* x, int64_t n, const CacheRows& cache, int64_t past) const;
+  // x [n, hidden] += attention(norm(x)); writes the rows [past, past + n) of the cache. Records
+  // hidden (q_a or q, kv_a), low_query (q with a rank), latent (kv_b of legacy files), values
+  // (output), and for each head query (k_b) and context (v_b): these two exist only in the absorbed
+  // form, which is always taken then.
+  void forward(float* x, int64_t n, const CacheRows& cache, int64_t past, Recorder* recorder) const;
 
   int64_t hidden() const { return weights_.norm.width(); }
 

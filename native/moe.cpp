@@ -33,7 +33,7 @@ void MoeLayer::route(const float* x, int64_t n, int32_t* ids, float* weights) co
   choose(logits, n, ids, weights, scratch);
 }
 
-void MoeLayer::forward(float* x, int64_t n) const {
+void MoeLayer::forward(float* x, int64_t n, Recorder* recorder) const {
   if (n == 0) return;
   Scratch scratch;
   float* hidden_rows = scratch.take<float>(n * hidden());
@@ -60,7 +60,26 @@ void MoeLayer::forward(float* x, int64_t n) const {
     shared_gated = activations(scratch.activations(2), shared_middle, n, shared_ff, shared_ff,
                                needs_int8(shared_->down));
   }
+  if (recorder) {
+    record(in, gated, pairs, scratch, *recorder);
+    if (shared_) recorder->add("shared_middle", shared_gated);
+  }
   add_experts(gated, pairs, shared_ ? &shared_gated : nullptr, x, n, scratch);
+}
+
+void MoeLayer::record(const Activations& x, const Activations& gated, const ExpertPairs& pairs,
+                      Scratch& scratch, Recorder& recorder) const {
+  const size_t active = pairs.experts.size();
+  auto* inputs = scratch.take<RecordedRows>(static_cast<int64_t>(active));
+  auto* middles = scratch.take<RecordedRows>(static_cast<int64_t>(active));
+  for (size_t i = 0; i < active; ++i) {
+    const ExpertPairs::Expert& e = pairs.experts[i];
+    inputs[i] = {e.id, x.f32, x.f32_stride, pairs.tokens + e.first, e.count};
+    middles[i] = {e.id, gated.f32 + e.first * gated.f32_stride, gated.f32_stride, nullptr, e.count};
+  }
+  recorder.add("hidden", x);
+  recorder.add("expert_hidden", router_.experts, x.cols, {inputs, active});
+  recorder.add("expert_middle", router_.experts, gated.cols, {middles, active});
 }
 
 // The router's logits, and the shared expert up to its down matrix: neither waits for a choice, so

@@ -8,6 +8,7 @@
 #include "ffn.h"
 #include "matrix.h"
 #include "phases.h"
+#include "recorder.h"
 #include "router.h"
 #include "scratch.h"
 
@@ -34,8 +35,10 @@ class MoeLayer {
            std::optional<FfnWeights> shared);
 
   // x [n, hidden] += moe(norm(x)). Each token's sum runs over its experts by ascending id, then the
-  // shared expert, whatever the number of threads.
-  void forward(float* x, int64_t n) const;
+  // shared expert, whatever the number of threads. Records hidden (router, the shared expert's gate
+  // and up), shared_middle (its down), and for each expert, over the tokens that it was chosen for,
+  // expert_hidden (gate, up) and expert_middle (down).
+  void forward(float* x, int64_t n, Recorder* recorder) const;
 
   // What forward would choose for x: ids and weights [n, top_k], best first.
   void route(const float* x, int64_t n, int32_t* ids, float* weights) const;
@@ -50,6 +53,9 @@ class MoeLayer {
   float* gate_experts(const Activations& x, const ExpertPairs& pairs, Scratch& scratch) const;
   void add_experts(const Activations& gated, const ExpertPairs& pairs,
                    const Activations* shared_gated, float* x, int64_t n, Scratch& scratch) const;
+
+  void record(const Activations& x, const Activations& gated, const ExpertPairs& pairs,
+              Scratch& scratch, Recorder& recorder) const;
 
   Norm norm_;
   Matrix router_weight_;

@@ -130,15 +130,19 @@ def make_mla(
     return OPS.mla(mla_tensors(w, g, legacy=legacy, kind=kind), g), w
 
 
-def make_gqa(kind: GGMLType = GGMLType.F32) -> tuple[Attention[Floats], dict[str, Floats]]:
+def gqa_layer_weights() -> dict[str, Floats]:
     r = rng(2)
-    w = {
+    return {
         "norm": norm_weight(r, HIDDEN),
         "q": matrix(r, GQA.heads * GQA.head, HIDDEN),
         "k": matrix(r, GQA.kv_heads * GQA.head, HIDDEN),
         "v": matrix(r, GQA.kv_heads * GQA.head, HIDDEN),
         "output": matrix(r, HIDDEN, GQA.heads * GQA.head),
     }
+
+
+def make_gqa(kind: GGMLType = GGMLType.F32) -> tuple[Attention[Floats], dict[str, Floats]]:
+    w = gqa_layer_weights()
     tensors = {
         name: tensor(value, name, GGMLType.F32 if value.ndim == 1 else kind)
         for name, value in w.items()

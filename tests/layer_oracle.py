@@ -53,10 +53,9 @@ def mla_rows(x: Array, w: Weights, g: MlaShape) -> Array:
     return np.concatenate([latent, rotate(kv[:, g.kv_rank :], np.arange(len(x)), g.rope)], 1)
 
 
-def mla(x: Array, w: Weights, g: MlaShape, cached: Array | None = None) -> Array:
-    """x + attention(norm(x)) with keys and values expanded from the rows `cached`."""
+def mla_heads(x: Array, w: Weights, g: MlaShape, rows: Array) -> tuple[Array, Array, Array]:
+    """Queries of x, and keys and values expanded from cached rows, all [n, heads, width]."""
     n = len(x)
-    rows = mla_rows(x, w, g) if cached is None else cached
     h = rms_norm(x, w["norm"], g.eps)
     if "q_a" in w:
         h = rms_norm(h @ w["q_a"].T, w["q_a_norm"], g.latent_eps)
@@ -65,13 +64,27 @@ def mla(x: Array, w: Weights, g: MlaShape, cached: Array | None = None) -> Array
     kv_b = w["kv_b"].reshape(g.heads, g.nope + g.value, g.kv_rank)
     expanded = np.einsum("sr,hor->sho", rows[:, : g.kv_rank], kv_b)
     k_rope = np.broadcast_to(rows[:, None, g.kv_rank :], (n, g.heads, g.rope_width))
-    context = causal_attention(
+    return (
         np.concatenate([q[..., : g.nope], q_rope], -1),
         np.concatenate([expanded[..., : g.nope], k_rope], -1),
         expanded[..., g.nope :],
-        g.softmax_scale,
     )
-    return x + context.reshape(n, -1) @ w["output"].T
+
+
+def mla(x: Array, w: Weights, g: MlaShape, cached: Array | None = None) -> Array:
+    """x + attention(norm(x)) with keys and values expanded from the rows `cached`."""
+    rows = mla_rows(x, w, g) if cached is None else cached
+    context = causal_attention(*mla_heads(x, w, g, rows), g.softmax_scale)
+    return x + context.reshape(len(x), -1) @ w["output"].T
+
+
+def gqa_heads(x: Array, w: Weights, g: GqaShape, rows: Array) -> tuple[Array, Array, Array]:
+    """Queries of x, and the keys and values of cached rows, all [n, heads, width]."""
+    n = len(x)
+    q = (rms_norm(x, w["norm"], g.eps) @ w["q"].T).reshape(n, g.heads, g.head)
+    k, v = (half.reshape(n, g.kv_heads, g.head) for half in np.split(rows, 2, axis=1))
+    repeat = g.heads // g.kv_heads
+    return rotate(q, np.arange(n), g.rope), k.repeat(repeat, 1), v.repeat(repeat, 1)
 
 
 def gqa_rows(x: Array, w: Weights, g: GqaShape) -> Array:
@@ -83,23 +96,18 @@ def gqa_rows(x: Array, w: Weights, g: GqaShape) -> Array:
 
 
 def gqa(x: Array, w: Weights, g: GqaShape, cached: Array | None = None) -> Array:
-    n = len(x)
     rows = gqa_rows(x, w, g) if cached is None else cached
-    q = (rms_norm(x, w["norm"], g.eps) @ w["q"].T).reshape(n, g.heads, g.head)
-    k, v = (half.reshape(n, g.kv_heads, g.head) for half in np.split(rows, 2, axis=1))
-    repeat = g.heads // g.kv_heads
-    context = causal_attention(
-        rotate(q, np.arange(n), g.rope),
-        k.repeat(repeat, 1),
-        v.repeat(repeat, 1),
-        g.softmax_scale,
-    )
-    return x + context.reshape(n, -1) @ w["output"].T
+    context = causal_attention(*gqa_heads(x, w, g, rows), g.softmax_scale)
+    return x + context.reshape(len(x), -1) @ w["output"].T
+
+
+def gated_middle(h: Array, gate: Array, up: Array) -> Array:
+    a = h @ gate.T
+    return a / (1 + np.exp(-a)) * (h @ up.T)
 
 
 def gated(h: Array, gate: Array, up: Array, down: Array) -> Array:
-    a = h @ gate.T
-    return (a / (1 + np.exp(-a)) * (h @ up.T)) @ down.T
+    return gated_middle(h, gate, up) @ down.T
 
 
 def ffn(x: Array, w: Weights, eps: float) -> Array:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         MoeWeights,
         Router,
     )
+    from localds.ops.recording import Recording
 
 Floats = NDArray[np.float32]
 Gated = tuple[_native.Matrix, _native.Matrix, _native.Matrix]
@@ -54,12 +55,18 @@ COMPUTED = (
 
 class _NativeAttention(Protocol):
     def forward(
-        self, x: Floats, cache: NDArray[np.uint8], cache_type: int, cache_width: int, past: int
+        self,
+        x: Floats,
+        cache: NDArray[np.uint8],
+        cache_type: int,
+        cache_width: int,
+        past: int,
+        recorder: _native.Recorder | None,
     ) -> None: ...
 
 
 class _NativeFeedForward(Protocol):
-    def forward(self, x: Floats) -> None: ...
+    def forward(self, x: Floats, recorder: _native.Recorder | None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +87,11 @@ class CpuAttention:
     """An attention layer; raises `ValueError` for a cache of another width or without room."""
 
     layer: _NativeAttention
+    recorder: _native.Recorder | None
 
     def __call__(self, x: Floats, cache: LayerCache, past: int) -> Floats:
         """Return x, updated, after writing rows `past` and on of the cache."""
-        self.layer.forward(x, cache.data, cache.type, cache.width, past)
+        self.layer.forward(x, cache.data, cache.type, cache.width, past, self.recorder)
         return x
 
 
@@ -92,10 +100,11 @@ class CpuFeedForward:
     """A dense feed-forward or mixture-of-experts layer."""
 
     layer: _NativeFeedForward
+    recorder: _native.Recorder | None
 
     def __call__(self, x: Floats) -> Floats:
         """Return x, updated."""
-        self.layer.forward(x)
+        self.layer.forward(x, self.recorder)
         return x
 
 
@@ -119,18 +128,28 @@ class CpuHead:
     """The final norm and the output matrix."""
 
     layer: _native.HeadLayer
+    recorder: _native.Recorder | None
     vocabulary: int
 
     def __call__(self, x: Floats, *, last_only: bool) -> Floats:
         """Return logits of every row, or of the last alone."""
         rows = x[-1:] if last_only else x
         logits = np.empty((len(rows), self.vocabulary), np.float32)
-        self.layer.forward(rows, logits)
+        self.layer.forward(rows, logits, self.recorder)
         return logits
 
 
 class CpuOps:
-    """`Ops` over the native library."""
+    """`Ops` over the native library.
+
+    Layers prepared with a `recording` add to it what their weights are multiplied with.
+    """
+
+    def __init__(self, recording: Recording | None = None) -> None:
+        self._recording = recording
+
+    def _recorder(self, **inputs: tuple[Tensor | None, ...]) -> _native.Recorder | None:
+        return None if self._recording is None else self._recording.recorder(**inputs)
 
     def embedding(self, table: Tensor) -> CpuEmbedding:
         """Prepare a lookup in `table` {hidden, n_vocab}."""
@@ -167,7 +186,15 @@ class CpuOps:
                 softmax_scale=shape.softmax_scale,
                 eps=shape.eps,
                 latent_eps=shape.latent_eps,
-            )
+            ),
+            self._recorder(
+                hidden=(w.q, w.q_a, w.kv_a),
+                low_query=(w.q_b,),
+                latent=(w.kv_b,),
+                query=(w.k_b,),
+                context=(w.v_b,),
+                values=(w.output,),
+            ),
         )
 
     def gqa(self, weights: GqaWeights, shape: GqaShape) -> CpuAttention:
@@ -189,7 +216,8 @@ class CpuOps:
                 amplitude=shape.rope.amplitude,
                 softmax_scale=shape.softmax_scale,
                 eps=shape.eps,
-            )
+            ),
+            self._recorder(hidden=(weights.q, weights.k, weights.v), values=(weights.output,)),
         )
 
     def ffn(self, weights: FfnWeights, eps: float) -> CpuFeedForward:
@@ -199,7 +227,8 @@ class CpuOps:
         return CpuFeedForward(
             _native.FfnLayer(
                 norm=_vector(weights.norm, hidden), gate=gate, up=up, down=down, eps=eps
-            )
+            ),
+            self._recorder(hidden=(weights.gate, weights.up), middle=(weights.down,)),
         )
 
     def moe(self, weights: MoeWeights, router: Router, eps: float) -> CpuMoe:
@@ -239,14 +268,24 @@ class CpuOps:
             shared_down=shared[2],
             eps=eps,
         )
-        return CpuMoe(layer, router.top_k)
+        recorder = self._recorder(
+            hidden=(w.router, w.shared_gate, w.shared_up),
+            expert_hidden=(w.gate, w.up, w.gate_up),
+            expert_middle=(w.down,),
+            shared_middle=(w.shared_down,),
+        )
+        return CpuMoe(layer, recorder, router.top_k)
 
     def head(self, norm: Tensor, output: Tensor, eps: float) -> CpuHead:
         """Prepare the final norm and `output` {hidden, n_vocab}."""
         hidden = _width(norm)
         vocabulary = output.shape[-1]
         matrix = _matrix(output, (hidden, vocabulary))
-        return CpuHead(_native.HeadLayer(_vector(norm, hidden), matrix, eps), vocabulary)
+        return CpuHead(
+            _native.HeadLayer(_vector(norm, hidden), matrix, eps),
+            self._recorder(hidden=(output,)),
+            vocabulary,
+        )
 
 
 def _latent_heads(w: MlaWeights, shape: MlaShape) -> tuple[_native.Matrix, _native.Matrix]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from convert.config import CheckpointError, Config, read_json
+from convert.quantization import read_quantization
 from convert.safetensors import StoredTensor, read_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["Checkpoint", "CheckpointError", "Config", "StoredTensor", "read_json"]
-
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
-"""Numpy dtypes of the element types that `Checkpoint.array` understands; BF16 as its bits."""
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -35,6 +33,8 @@ class Checkpoint:
         """Open `folder`. Raises `CheckpointError` for missing or damaged files."""
         self.folder = folder
         self.config = Config(read_json(folder / "config.json"))
+        section = self.text if "quantization_config" in self.text else self.config
+        self.quantization = read_quantization(section)
         self.tensors: dict[str, StoredTensor] = {}
         for file in _weight_files(folder):
             for tensor in read_header(file):
@@ -47,6 +47,11 @@ class Checkpoint:
         _check_index(folder, self.tensors)
         total = sum(tensor.nbytes for tensor in self.tensors.values())
         self._drops_pages = total > _memory_bytes() // 2
+
+    @property
+    def text(self) -> Config:
+        """The language model's part of the config, which is all of it unless it has others."""
+        return self.config.section("text_config") if "text_config" in self.config else self.config
 
     def find(self, name: str) -> StoredTensor:
         """Where `name` lies. Raises `CheckpointError` if the checkpoint has no such tensor."""
@@ -83,27 +88,6 @@ class Checkpoint:
                 f"{tensor.file}: cannot read tensor {tensor.name!r} ({error.strerror})"
             ) from None
         return buffer
-
-    def array(self, name: str) -> NDArray[Any]:
-        """A whole tensor in its own dtype (BF16 as uint16) and shape.
-
-        Raises `CheckpointError` if there is none of that name or its dtype is not in `DTYPES`.
-        """
-        tensor = self.find(name)
-        if tensor.dtype not in DTYPES:
-            raise CheckpointError(
-                f"{tensor.file}: tensor {name!r} has dtype {tensor.dtype}; "
-                f"convert reads {', '.join(DTYPES)}"
-            )
-        raw = self.read_bytes(tensor, 0, tensor.nbytes)
-        return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
-
-    def read(self, name: str) -> NDArray[np.float32]:
-        """A whole tensor in float32; integers become floats."""
-        values = self.array(name)
-        if self.find(name).dtype == "BF16":
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convert.checkpoint import CheckpointError
 from convert.source import Target
 from convert.weights import open_weight
 
@@ -98,13 +97,7 @@ class Planner:
         self._add(names[1], (heads, value, rank), [weight], value_bytes, read_values)
 
     def _open(self, source: str, shape: tuple[int, ...]) -> Weight:
-        weight = open_weight(self.checkpoint, self.prefix + source)
-        if weight.shape != shape:
-            raise CheckpointError(
-                f"{self.checkpoint.folder}: tensor {weight.name!r} has shape {weight.shape}, "
-                f"but config.json asks for {shape}; the model is not what config.json says it is"
-            )
-        return weight
+        return open_weight(self.checkpoint, self.prefix + source, shape)
 
     def _add(
         self, name: str, shape: tuple[int, ...], weights: list[Weight], size: int, read: Read

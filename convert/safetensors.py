@@ -26,7 +26,7 @@ BYTES = {
     }.items()
     for dtype in dtypes.split()
 }
-"""Width of the known element types in bytes; tensors of others are accepted as long as nobody reads them."""
+"""Widths of the known element types; tensors of others pass as long as nobody reads them."""
 
 # The limit of the format's own library; the header of a 1000-billion-parameter shard takes 1 MB.
 MAX_HEADER_BYTES = 100_000_000

@@ -50,6 +50,40 @@ def available_isas() -> list[str]: ...
 def select_isa(name: str) -> None: ...
 def isa() -> str: ...
 
+# ---- weights of checkpoints to float32, written to `out`, on all threads ----
+
+def widen(type: str, data: NDArray[np.uint8], out: _Floats) -> None:
+    """Values of F16, BF16, F8_E4M3 or F8_E5M2 (as safetensors names them), uint8 [nbytes]."""
+
+def scale_fp8(
+    type: str,
+    data: NDArray[np.uint8],
+    scales: _Floats,
+    block_rows: int,
+    block_columns: int,
+    first_row: int,
+    out: _Floats,
+) -> None:
+    """F8_E4M3 or F8_E5M2 [rows, columns] times the scale of each value's block.
+
+    `scales` [block rows, block columns] are those of the whole matrix, and `first_row` says where
+    in it `data` begins; the last blocks may reach beyond the matrix.
+    """
+
+def unpack_integers(
+    bits: int,
+    packed: NDArray[np.uint32],
+    scales: _Floats,
+    zeros: NDArray[np.uint8] | None,
+    group: int,
+    out: _Floats,
+) -> None:
+    """(integer - zero) * scale for integers of 4 or 8 bits, packed low bits first [rows, words].
+
+    `out` is [rows, columns], `scales` and `zeros` [rows, groups]; without zeros it is the middle,
+    2^(bits - 1).
+    """
+
 # ---- threads ----
 
 def set_threads(threads: int) -> None: ...

@@ -3,4 +3,5 @@
 NB_MODULE(_native, m) {
   localds::bind_kernels(m);
   localds::bind_ops(m);
+  localds::bind_sources(m);
 }

@@ -19,10 +19,14 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from convert.weights import open_weight
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+    from convert import Checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -250,9 +254,15 @@ def write_checkpoint(
         name: data if name.endswith("correction_bias") else data.astype(stored)
         for name, data in weights.items()
     }
+    save_shards(folder, tensors, shards)
+    return folder
+
+
+def save_shards(folder: Path, tensors: Mapping[str, NDArray[Any]], shards: int = 1) -> None:
+    """Write tensors as they are, in one file or in several and an index."""
     if shards == 1:
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        return folder
+        save_file(dict(tensors), folder / "model.safetensors", {"format": "pt"})
+        return
     weight_map = {}
     for index in range(shards):
         file = f"model-{index + 1:05}-of-{shards:05}.safetensors"
@@ -261,7 +271,6 @@ def write_checkpoint(
         weight_map |= dict.fromkeys(part, file)
     index_json = json.dumps({"metadata": {}, "weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(index_json)
-    return folder
 
 
 def write_variant(name: str, folder: Path, **changes: Any) -> Path:
@@ -270,6 +279,14 @@ def write_variant(name: str, folder: Path, **changes: Any) -> Path:
     weights = make_weights(golden_shapes(name), variant.seed)
     config = golden_config(name) | changes
     return write_checkpoint(folder, config, weights, variant.shards, variant.dtype)
+
+
+def read_weight(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
+    """A whole weight, as the converter reads it."""
+    shape = checkpoint.find(name).shape
+    matrices, rows = (1, 1, 1, *shape)[-3:-1]
+    weight = open_weight(checkpoint, name, shape)
+    return np.stack([weight.read(i, 0, rows) for i in range(matrices)]).reshape(shape)
 
 
 SPECIALS = ["<|bos|>", "<|eos|>", "<|user|>"]

@@ -7,12 +7,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoints import golden_shapes, make_weights, write_checkpoint, write_variant
+from checkpoints import golden_shapes, make_weights, read_weight, write_checkpoint, write_variant
 from safetensors.numpy import save_file
 
 from convert import Checkpoint, CheckpointError
 from convert.checkpoint import Config
-from convert.weights import open_weight
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
@@ -20,7 +19,7 @@ def test_reads_every_float_type(tmp_path: Path, dtype: str) -> None:
     values = np.array([[1.5, -2.0, 0.0], [3.25, 1e4, -6e-5]]).astype(ml_dtypes.bfloat16)
     save_file({"a": values.astype(dtype)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    read = Checkpoint(tmp_path).read("a")
+    read = read_weight(Checkpoint(tmp_path), "a")
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, values.astype(dtype).astype(np.float32))
 
@@ -33,14 +32,16 @@ def test_reads_shards(tmp_path: Path, shards: int) -> None:
     checkpoint = Checkpoint(tmp_path)
     assert checkpoint.tensors.keys() == weights.keys()
     for name, data in weights.items():
-        np.testing.assert_array_equal(checkpoint.read(name), data)
+        np.testing.assert_array_equal(read_weight(checkpoint, name), data)
 
 
 def test_unknown_dtype_is_refused_when_read(tmp_path: Path) -> None:
     save_file({"ids": np.arange(4)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"'ids' has dtype I64; convert reads F64, F32, F16, BF16"):
-        open_weight(Checkpoint(tmp_path), "ids")
+    with pytest.raises(
+        CheckpointError, match=r"'ids' has dtype I64; convert reads F64, F32, F16, BF16"
+    ):
+        read_weight(Checkpoint(tmp_path), "ids")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 8, 40, 5000])

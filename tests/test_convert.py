@@ -16,6 +16,7 @@ from checkpoints import (
     byte_alphabet,
     golden_shapes,
     make_weights,
+    read_weight,
     write_variant,
 )
 from safetensors.numpy import save_file
@@ -104,7 +105,7 @@ PUBLISHED_MIXTRAL = {
 def rewrite_weights(folder: Path, edit: dict[str, NDArray[np.float32] | None]) -> None:
     """Replace, add, or (with None) remove tensors of a single-file checkpoint."""
     checkpoint = Checkpoint(folder)
-    tensors = {name: checkpoint.read(name) for name in checkpoint.tensors} | edit
+    tensors = {name: read_weight(checkpoint, name) for name in checkpoint.tensors} | edit
     present = {name: data for name, data in tensors.items() if data is not None}
     save_file(present, folder / "model.safetensors")
 

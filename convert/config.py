@@ -57,6 +57,11 @@ class Config:
         """A nested object; an absent one is empty."""
         return Config(self._get(key, {}, dict), f"{self._where}: {key}")
 
+    def merged(self, key: str) -> Config:
+        """This config with the entries of a nested object on top."""
+        values = {k: v for k, v in self._values.items() if k != key}
+        return Config({**values, **self.section(key)._values}, f"{self._where}: {key}")
+
     def _get(self, key: str, default: object, *types: type) -> Any:
         value = self._values.get(key)
         if value is None:
@@ -67,6 +72,13 @@ class Config:
             wanted = " or ".join(kind.__name__ for kind in types)
             raise CheckpointError(f"{self._where}: {key} is {value!r}, expected {wanted}")
         return value
+
+
+def language_model(config: Config) -> Config:
+    """The config of a multimodal model's text part; any other config as it is."""
+    if "text_config" not in config:
+        return config
+    return config.merged("text_config")
 
 
 def read_json(path: Path) -> dict[str, Any]:

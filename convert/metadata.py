@@ -1,33 +1,26 @@
-"""config.json to GGUF metadata, for the architectures `deepseek2` and `llama` (Mixtral).
-
-Keys carry Python values whose type is the GGUF type: int is u32, float f32, bool and str as such.
-"""
+"""config.json to GGUF metadata, for the architectures `deepseek2` and `llama` (Mixtral)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from convert.checkpoint import CheckpointError
+from convert.config import CheckpointError
 
 if TYPE_CHECKING:
-    from convert.checkpoint import Config
-
-Value = int | float | bool | str
+    from convert.config import Config
+    from convert.source import Value
 
 ARCHITECTURES = {
     "DeepseekV2ForCausalLM": "deepseek2",
     "DeepseekV3ForCausalLM": "deepseek2",
     "Glm4MoeLiteForCausalLM": "deepseek2",
+    "YoutuForCausalLM": "deepseek2",
+    "KimiK25ForConditionalGeneration": "deepseek2",
     "MixtralForCausalLM": "llama",
 }
 """Model classes of checkpoints, and the GGUF architecture of each."""
 
 GATING_FUNCTIONS = {"softmax": 1, "sigmoid": 2}
-DEFAULT_GATING = {
-    "DeepseekV2ForCausalLM": "softmax",
-    "DeepseekV3ForCausalLM": "sigmoid",
-    "Glm4MoeLiteForCausalLM": "sigmoid",
-}
 
 
 def model_class(config: Config) -> str:
@@ -41,8 +34,8 @@ def model_class(config: Config) -> str:
     )
 
 
-def architecture_metadata(config: Config) -> dict[str, Value]:
-    """The `deepseek2.*` or `llama.*` keys.
+def architecture_metadata(config: Config, *, mtp: bool = False) -> dict[str, Value]:
+    """The `deepseek2.*` or `llama.*` keys, with `mtp` for a file that has its MTP layers.
 
     Raises `CheckpointError` for a value that is missing, or that GGUF has no way to express.
     """
@@ -51,6 +44,8 @@ def architecture_metadata(config: Config) -> dict[str, Value]:
     if activation != "silu":
         raise CheckpointError(f"config.json: hidden_act is {activation!r}; convert knows silu")
     keys = _mixtral(config) if name == "MixtralForCausalLM" else _deepseek2(config, name)
+    if mtp:
+        keys |= _extra_layers(config)
     prefix = ARCHITECTURES[name]
     return {f"{prefix}.{key}": value for key, value in keys.items()}
 
@@ -66,6 +61,8 @@ def leading_dense_layers(config: Config) -> int:
                 "cannot be expressed in GGUF"
             )
         return dense
+    if "n_routed_experts" not in config:
+        return config.integer("num_hidden_layers")
     if config.integer("moe_layer_freq", 1) != 1:
         raise CheckpointError(
             f"config.json: moe_layer_freq is {config.integer('moe_layer_freq')}; "
@@ -81,15 +78,26 @@ def _common(config: Config) -> dict[str, Value]:
         "embedding_length": config.integer("hidden_size"),
         "feed_forward_length": config.integer("intermediate_size"),
         "attention.head_count": config.integer("num_attention_heads"),
-        "attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", 1e-6),
         "vocab_size": config.integer("vocab_size"),
+    }
+
+
+def _extra_layers(config: Config) -> dict[str, Value]:
+    """Multi-token-prediction layers count as blocks."""
+    extra = config.integer("num_nextn_predict_layers", 0)
+    if not extra:
+        raise CheckpointError("config.json names no num_nextn_predict_layers; leave out --mtp")
+    return {
+        "block_count": config.integer("num_hidden_layers") + extra,
+        "nextn_predict_layers": extra,
     }
 
 
 def _deepseek2(config: Config, name: str) -> dict[str, Value]:
     if not config.flag("rope_interleave", default=True):
         raise CheckpointError("config.json: rope_interleave is false; convert knows only true")
-    keys = _common(config) | _latent_attention(config) | _experts(config, name)
+    keys = _common(config) | _latent_attention(config) | _feed_forward(config, name)
+    keys["attention.layer_norm_rms_epsilon"] = config.number("rms_norm_eps", 1e-6)
     keys["leading_dense_block_count"] = leading_dense_layers(config)
     keys["rope.dimension_count"] = config.integer("qk_rope_head_dim")
     return keys | _rope(config, default_theta=10000.0)
@@ -112,8 +120,20 @@ def _latent_attention(config: Config) -> dict[str, Value]:
     return keys
 
 
+def _feed_forward(config: Config, name: str) -> dict[str, Value]:
+    """Expert keys, which a model without experts also has to have."""
+    width = config.integer("moe_intermediate_size", config.integer("intermediate_size"))
+    keys: dict[str, Value] = {
+        "expert_shared_count": config.integer("n_shared_experts", 0),
+        "expert_feed_forward_length": width,
+    }
+    return keys | _experts(config, name) if "n_routed_experts" in config else keys
+
+
 def _experts(config: Config, name: str) -> dict[str, Value]:
-    gating = config.text("scoring_func", DEFAULT_GATING[name])
+    # V2 normalizes and scales nothing unless told so; the classes after it both, by default.
+    second = name == "DeepseekV2ForCausalLM"
+    gating = config.text("scoring_func", "softmax" if second else "sigmoid")
     if gating not in GATING_FUNCTIONS:
         raise CheckpointError(
             f"config.json: scoring_func is {gating!r}; convert knows {', '.join(GATING_FUNCTIONS)}"
@@ -121,16 +141,15 @@ def _experts(config: Config, name: str) -> dict[str, Value]:
     keys: dict[str, Value] = {
         "expert_count": config.integer("n_routed_experts"),
         "expert_used_count": config.integer("num_experts_per_tok"),
-        "expert_shared_count": config.integer("n_shared_experts", 0),
-        "expert_feed_forward_length": config.integer("moe_intermediate_size"),
-        "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
+        "expert_weights_scale": config.number("routed_scaling_factor", 1.0 if second else None),
         "expert_gating_func": GATING_FUNCTIONS[gating],
     }
+    groups = config.integer("n_group", 1)
     # DeepSeek-V2 routes within groups only where the config says so, whatever n_group is.
-    if "n_group" in config and config.text("topk_method", "") != "greedy":
-        keys["expert_group_count"] = config.integer("n_group")
+    if "n_group" in config and (groups == 1 or config.text("topk_method", "") != "greedy"):
+        keys["expert_group_count"] = groups
         keys["expert_group_used_count"] = config.integer("topk_group")
-    if config.flag("norm_topk_prob", default=False):
+    if config.flag("norm_topk_prob", default=False if second else None):
         keys["expert_weights_norm"] = True
     return keys
 
@@ -144,6 +163,7 @@ def _mixtral(config: Config) -> dict[str, Value]:
     heads = config.integer("num_attention_heads")
     width = config.integer("head_dim", config.integer("hidden_size") // heads)
     keys = _common(config)
+    keys["attention.layer_norm_rms_epsilon"] = config.number("rms_norm_eps", 1e-5)
     keys["attention.head_count_kv"] = config.integer("num_key_value_heads", heads)
     if "head_dim" in config:
         keys["attention.key_length"] = keys["attention.value_length"] = width
@@ -186,9 +206,10 @@ def _yarn(scaling: Config) -> dict[str, Value]:
         )
     keys: dict[str, Value] = {
         "rope.scaling.original_context_length": scaling.integer("original_max_position_embeddings"),
-        "rope.scaling.yarn_beta_fast": scaling.number("beta_fast", 32.0),
-        "rope.scaling.yarn_beta_slow": scaling.number("beta_slow", 1.0),
     }
+    for beta in ("beta_fast", "beta_slow"):
+        if beta in scaling:
+            keys[f"rope.scaling.yarn_{beta}"] = scaling.number(beta)
     if all_dim:
         keys["rope.scaling.yarn_log_multiplier"] = 0.1 * all_dim
     return keys

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Value = bool | int | float | str | bytes | list[str] | NDArray[np.int32] | NDArray[np.float32]
+    Array = list[str] | NDArray[np.int32] | NDArray[np.float32]
+    Value = bool | int | np.int32 | float | str | bytes | Array
     """A metadata value; its type is the GGUF type, and int is u32, float f32."""
 
 BLOCK_BYTES = 32 << 20

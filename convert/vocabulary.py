@@ -1,88 +1,140 @@
-"""The tokenizer that goes into a GGUF file: byte-level BPE from a checkpoint's tokenizer.json."""
+"""The tokenizer that goes into a GGUF file, as `tokenizer.*` keys.
+
+A checkpoint keeps it in one of three forms: tokenizer.json (byte-level BPE, or SentencePiece with
+byte fallback), tokenizer.model (SentencePiece), tiktoken.model (Kimi). Code that comes with a
+checkpoint is never run.
+"""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convert.checkpoint import CheckpointError, read_json
+import numpy as np
+
+from convert.config import CheckpointError, read_json
+from convert.fingerprint import find_pre
+from convert.sentencepiece import added_token, read_fallback_model, read_model
+from convert.special_tokens import special_metadata
+from convert.tiktoken import read_ranks
+from localds.pretokenizers import SPLITTINGS
+from localds.vocabulary import TokenType
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from convert.checkpoint import Config
+    from tokenizers import Tokenizer
 
-# Token types of `tokenizer.ggml.token_type`.
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+    from convert.config import Config
+    from convert.source import Value
 
-# Added tokens of this form act as control tokens even where tokenizer.json does not say so.
-CONTROL_FORM = re.compile(r"<[|\uff5c].*[|\uff5c]>")
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """A byte-level BPE vocabulary. `pre` names the splitter that runs before the merges."""
-
-    pre: str
-    tokens: list[str]
-    types: list[int]
-    merges: list[str]
-    bos_id: int
-    eos_id: int
-    chat_template: str | None
+KIMI_CLASS = "TikTokenTokenizer"
 
 
-def read_vocabulary(folder: Path, config: Config, pre: str) -> Vocabulary:
-    """Read tokenizer.json, padded with unused tokens up to the config's vocab_size.
+def tokenizer_metadata(
+    folder: Path, config: Config, model_class: str, pre: str | None
+) -> dict[str, Value]:
+    """The `tokenizer.*` keys of a checkpoint, padded with unused tokens up to vocab_size.
 
-    Raises `CheckpointError` if it is missing, damaged, not byte-level BPE, or has ids beyond
-    vocab_size.
+    `pre` names the splitter (`tokenizer.ggml.pre`) of a byte-level vocabulary; None looks for it.
+    Raises `CheckpointError` if the tokenizer is missing, damaged, of an unknown kind, or has ids
+    beyond vocab_size.
     """
+    if pre is not None and pre not in SPLITTINGS:
+        raise CheckpointError(f"pre is {pre!r}; localds knows {', '.join(SPLITTINGS)}")
+    size = config.integer("vocab_size")
+    keys = _read(folder, size, model_class, pre)
+    if model_class == "MixtralForCausalLM":
+        keys |= _space_prefix(folder)
+    glm = model_class == "Glm4MoeLiteForCausalLM"
+    return keys | special_metadata(folder, config, size, glm=glm)
+
+
+def _read(folder: Path, size: int, model_class: str, pre: str | None) -> dict[str, Value]:
+    mixtral = model_class == "MixtralForCausalLM"
+    if mixtral and (folder / "tokenizer.model").is_file():
+        return read_model(folder, size)
     path = folder / "tokenizer.json"
+    if not path.is_file() and (folder / "tiktoken.model").is_file():
+        return read_ranks(folder, size) | {"tokenizer.ggml.pre": pre or _kimi_pre(folder)}
     data = read_json(path)
     try:
-        model, added = data["model"], data.get("added_tokens", [])
-        ids = {int(index): str(token) for token, index in model["vocab"].items()}
-        merges = [_merge(merge) for merge in model["merges"]]
-        byte_fallback = bool(model.get("byte_fallback"))
-        ids |= {int(token["id"]): str(token["content"]) for token in added}
-        types = {int(token["id"]): _added_type(token) for token in added}
+        if not data["model"].get("byte_fallback"):
+            return _byte_level(folder, data, size, pre)
+        if mixtral:
+            return read_fallback_model(folder, data, size)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path}: not a BPE tokenizer ({error!r})") from None
-    if byte_fallback:
-        raise CheckpointError(
-            f"{path}: a SentencePiece vocabulary (byte_fallback); convert reads byte-level BPE"
-        )
-    size = config.integer("vocab_size")
-    if max(ids, default=-1) >= size:
-        raise CheckpointError(f"{path}: token id {max(ids)} is beyond vocab_size {size}")
-    return Vocabulary(
-        pre=pre,
-        tokens=[ids.get(index, f"[PAD{index}]") for index in range(size)],
-        types=[types.get(index, NORMAL if index in ids else UNUSED) for index in range(size)],
-        merges=merges,
-        bos_id=config.integer("bos_token_id"),
-        eos_id=config.integers("eos_token_id")[0],
-        chat_template=_chat_template(folder),
+    raise CheckpointError(
+        f"{path}: a SentencePiece vocabulary (byte_fallback); convert reads these for Mixtral, "
+        "and byte-level BPE for other models"
     )
 
 
+def _byte_level(folder: Path, data: dict[str, Any], size: int, pre: str | None) -> dict[str, Value]:
+    path = folder / "tokenizer.json"
+    tokenizer = _open(path)
+    texts = {int(index): str(token) for token, index in data["model"]["vocab"].items()}
+    types = dict.fromkeys(texts, TokenType.NORMAL)
+    for token in data.get("added_tokens", []):
+        index = int(token["id"])
+        texts[index], types[index] = added_token(token | {"content": _spelled(tokenizer, token)})
+    if max(texts, default=-1) >= size:
+        raise CheckpointError(f"{path}: token id {max(texts)} is beyond vocab_size {size}")
+    kinds = [types.get(index, TokenType.UNUSED) for index in range(size)]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre or find_pre(tokenizer, _bos(folder, tokenizer), path),
+        "tokenizer.ggml.tokens": [texts.get(index, f"[PAD{index}]") for index in range(size)],
+        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+        "tokenizer.ggml.merges": [_merge(merge) for merge in data["model"]["merges"]],
+    }
+
+
+def _open(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"{path}: not a tokenizer ({error})") from None
+
+
+def _spelled(tokenizer: Tokenizer, token: dict[str, Any]) -> str:
+    """A token that is matched before normalization is stored as it reads after decoding."""
+    text = str(token["content"])
+    if token.get("normalized", True):
+        return text
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    decoded: str = tokenizer.decode(ids, skip_special_tokens=False)
+    return decoded
+
+
+def _bos(folder: Path, tokenizer: Tokenizer) -> int | None:
+    settings = folder / "tokenizer_config.json"
+    entry = read_json(settings).get("bos_token") if settings.is_file() else None
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return tokenizer.token_to_id(text) if isinstance(text, str) else None
+
+
 def _merge(merge: str | list[str]) -> str:
-    """Newer tokenizer.json files hold pairs, older ones the joined form that GGUF wants."""
-    return merge if isinstance(merge, str) else " ".join(merge)
+    """Newer files hold pairs, older ones the joined form that GGUF wants; a space is U+0120."""
+    return merge if isinstance(merge, str) else " ".join(p.replace(" ", "\u0120") for p in merge)
 
 
-def _added_type(token: dict[str, Any]) -> int:
-    if token.get("special") or CONTROL_FORM.fullmatch(token["content"]):
-        return CONTROL
-    return USER_DEFINED
+def _kimi_pre(folder: Path) -> str:
+    """A tiktoken file has no splitter; Kimi's is in the code that comes with it."""
+    name = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    if name == KIMI_CLASS:
+        return "kimi-k2"
+    raise CheckpointError(
+        f"{folder / 'tokenizer_config.json'}: tokenizer_class is {name!r}; convert knows the "
+        f"splitter of {KIMI_CLASS}, name another one with --pre"
+    )
 
 
-def _chat_template(folder: Path) -> str | None:
-    """The template of tokenizer_config.json, which beats the one in a file of its own."""
-    config, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    stored = read_json(config).get("chat_template") if config.exists() else None
-    if isinstance(stored, str):
-        return stored
-    return template.read_text(encoding="utf-8") if template.exists() else None
+def _space_prefix(folder: Path) -> dict[str, Value]:
+    settings = folder / "tokenizer_config.json"
+    flag = read_json(settings).get("add_prefix_space") if settings.is_file() else None
+    return {"tokenizer.ggml.add_space_prefix": flag} if isinstance(flag, bool) else {}

@@ -14,23 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from convert.metadata import Value
-    from convert.source import Target
-    from convert.vocabulary import Vocabulary
+    from convert.source import Target, Value
 
 
 def write_gguf(
     path: Path,
     architecture: str,
     metadata: Mapping[str, Value],
-    vocabulary: Vocabulary,
     targets: list[Target],
 ) -> None:
     """Write a GGUF file with all tensors in float32, holding one block of rows at a time."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         _add(writer, key, value)
-    _add_vocabulary(writer, vocabulary)
     for target in targets:
         size = 4 * math.prod(target.shape)
         writer.add_tensor_info(target.name, target.shape, np.dtype(np.float32), size)
@@ -61,19 +57,13 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
         writer.add_bool(key, value)
     elif isinstance(value, int):
         writer.add_uint32(key, value)
+    elif isinstance(value, np.int32):
+        writer.add_int32(key, int(value))
     elif isinstance(value, float):
         writer.add_float32(key, value)
-    else:
+    elif isinstance(value, str):
         writer.add_string(key, value)
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    writer.add_token_merges(vocabulary.merges)
-    writer.add_bos_token_id(vocabulary.bos_id)
-    writer.add_eos_token_id(vocabulary.eos_id)
-    if vocabulary.chat_template is not None:
-        writer.add_chat_template(vocabulary.chat_template)
+    elif isinstance(value, np.ndarray):
+        writer.add_array(key, value.tolist())
+    else:
+        writer.add_array(key, list(value))

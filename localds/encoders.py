@@ -58,7 +58,7 @@ class BytePairEncoder:
         self.add_bos = splitting.add_bos
         self._tokenizer = Tokenizer(_build_bpe(gguf, self.vocabulary, splitting.whole_pieces))
         self._tokenizer.pre_tokenizer = splitting.build()
-        self._absent = {i for i, char in enumerate(_ALPHABET) if char not in self.vocabulary.ids}
+        self._absent = {i for i, char in enumerate(BYTE_LETTERS) if char not in self.vocabulary.ids}
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Raises `TokenizerError` where the vocabulary lacks a byte."""
@@ -148,8 +148,8 @@ def _gpt2_alphabet() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-_ALPHABET = _gpt2_alphabet()
-_BYTE_OF = {char: byte for byte, char in enumerate(_ALPHABET)}
+BYTE_LETTERS = _gpt2_alphabet()
+_BYTE_OF = {char: byte for byte, char in enumerate(BYTE_LETTERS)}
 
 
 def _build_bpe(gguf: TypedMetadata, vocabulary: Vocabulary, whole_pieces: bool) -> BPE:

@@ -1,6 +1,6 @@
 """How each family of byte-level tokenizers cuts text before merging, by the GGUF key `pre`.
 
-The patterns are those of the models' own tokenizers: tokenizer.json (DeepSeek, GLM, GPT-2),
+The patterns are those of the models' own tokenizers: tokenizer.json (DeepSeek, GLM, Youtu, GPT-2),
 tokenization_kimi.py (Kimi) and tekken.json (Mistral). Where llama.cpp approximates them, the
 original counts: it is what the models were trained with.
 """
@@ -68,6 +68,16 @@ _LLAMA_3 = (
     rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_BLANK}",
 )
 
+# Hangul, wide punctuation, Bopomofo, then Han with kana: each script is cut on its own.
+_YOUTU = (
+    "[\uac00-\ud7a3\u3131-\u318e]+"
+    "|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"
+    "|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTION}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_CONTRACTION}?"
+    rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_BLANK}",
+)
+
 _GPT_2 = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",)
 
 
@@ -104,6 +114,7 @@ SPLITTINGS = {
     "kimi-k2": Splitting(_KIMI_K2, whole_pieces=True),
     "glm4": Splitting(_LLAMA_3, whole_pieces=True),
     "chatglm-bpe": Splitting(_LLAMA_3, whole_pieces=True),
+    "youtu": Splitting(_YOUTU, whole_pieces=True),
     "tekken": Splitting(_TEKKEN, whole_pieces=True, add_bos=True),
     "llama-bpe": Splitting(_LLAMA_3, whole_pieces=True, add_bos=True),
     "gpt-2": Splitting(_GPT_2),

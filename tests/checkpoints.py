@@ -302,14 +302,35 @@ def byte_alphabet() -> list[str]:
     return [table[byte] for byte in range(256)]
 
 
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": True,
+    "trim_offsets": True,
+    "use_regex": True,
+}
+
+
+def added_token(index: int, text: str, **flags: bool) -> dict[str, Any]:
+    """An entry of added_tokens in tokenizer.json, special and normalized unless said otherwise."""
+    matching = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    return {
+        "id": index,
+        "content": text,
+        "special": True,
+        "normalized": True,
+        **matching,
+        **flags,
+    }
+
+
 def tiny_tokenizer() -> dict[str, Any]:
     """The content of a tokenizer.json: specials, all bytes and a few merges."""
     tokens = [*SPECIALS, *byte_alphabet(), *(left + right for left, right in MERGES)]
     return {
         "version": "1.0",
-        "added_tokens": [
-            {"id": index, "content": token, "special": True} for index, token in enumerate(SPECIALS)
-        ],
+        "added_tokens": [added_token(index, token) for index, token in enumerate(SPECIALS)],
+        "pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": False},
+        "decoder": BYTE_LEVEL,
         "model": {
             "type": "BPE",
             "vocab": {token: index for index, token in enumerate(tokens)},

@@ -154,8 +154,12 @@ def test_deepseek_v2_lite_metadata() -> None:
     keys = architecture_metadata(Config(PUBLISHED_V2_LITE))
     assert keys["deepseek2.rope.scaling.yarn_log_multiplier"] == pytest.approx(0.0707)
     assert keys["deepseek2.expert_gating_func"] == 1
-    for absent in ("attention.q_lora_rank", "expert_weights_norm", "expert_group_count"):
+    assert keys["deepseek2.expert_group_count"] == 1
+    for absent in ("attention.q_lora_rank", "expert_weights_norm"):
         assert f"deepseek2.{absent}" not in keys
+    # Greedy routing ignores groups, but a file that names them would be routed within them.
+    grouped = architecture_metadata(Config(PUBLISHED_V2_LITE | {"n_group": 8}))
+    assert "deepseek2.expert_group_count" not in grouped
 
 
 def test_mixtral_metadata() -> None:
@@ -268,7 +272,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]
 
 def test_deepseek_tensors(tmp_path: Path) -> None:
     weights = make_weights(golden_shapes("v3"), VARIANTS["v3"].seed)
-    convert_checkpoint(write_variant("v3", tmp_path / "v3"), tmp_path / "v3.gguf", pre="x")
+    convert_checkpoint(write_variant("v3", tmp_path / "v3"), tmp_path / "v3.gguf", pre="gpt-2")
     fields, tensors = read_gguf(tmp_path / "v3.gguf")
 
     def equal(name: str, source: str) -> None:
@@ -312,7 +316,7 @@ def test_deepseek_tensors(tmp_path: Path) -> None:
 
 def test_mixtral_tensors(tmp_path: Path) -> None:
     weights = make_weights(golden_shapes("mixtral"), VARIANTS["mixtral"].seed)
-    convert_checkpoint(write_variant("mixtral", tmp_path / "m"), tmp_path / "m.gguf", pre="x")
+    convert_checkpoint(write_variant("mixtral", tmp_path / "m"), tmp_path / "m.gguf", pre="gpt-2")
     fields, tensors = read_gguf(tmp_path / "m.gguf")
     assert fields["general.architecture"] == "llama"
     assert len(tensors) == 3 + 3 * 10
@@ -327,7 +331,7 @@ def test_mixtral_tensors(tmp_path: Path) -> None:
 
 def test_value_types_of_keys(tmp_path: Path) -> None:
     """Readers refuse scalars of another type than the one they expect."""
-    convert_checkpoint(write_variant("v3", tmp_path / "v3"), tmp_path / "v3.gguf", pre="x")
+    convert_checkpoint(write_variant("v3", tmp_path / "v3"), tmp_path / "v3.gguf", pre="gpt-2")
     fields = gguf.GGUFReader(tmp_path / "v3.gguf").fields
     types = gguf.GGUFValueType
     for key, kind in {
@@ -355,7 +359,7 @@ def test_missing_tensor(tmp_path: Path) -> None:
     missing = "model.layers.2.mlp.experts.5.up_proj.weight"
     rewrite_weights(folder, {missing: None})
     with pytest.raises(CheckpointError, match=rf"no tensor '{missing}'"):
-        convert_checkpoint(folder, tmp_path / "out.gguf", pre="x")
+        convert_checkpoint(folder, tmp_path / "out.gguf", pre="gpt-2")
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -366,10 +370,10 @@ def test_leftover_tensors(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"does not know .*layers\.0\.self_attn\.o_proj\.bias"
     ):
-        convert_checkpoint(folder, tmp_path / "out.gguf", pre="x")
+        convert_checkpoint(folder, tmp_path / "out.gguf", pre="gpt-2")
     rewrite_weights(folder, {f"extra.{i}": np.ones(1, np.float32) for i in range(9)})
     with pytest.raises(CheckpointError, match="and 7 more"):
-        convert_checkpoint(folder, tmp_path / "out.gguf", pre="x")
+        convert_checkpoint(folder, tmp_path / "out.gguf", pre="gpt-2")
 
 
 def test_extra_layers_and_stored_frequencies_are_left_out(tmp_path: Path) -> None:
@@ -427,7 +431,7 @@ def test_template_in_a_file_of_its_own(tmp_path: Path) -> None:
     folder = write_variant("v2-lite", tmp_path / "v2")
     (folder / "chat_template.jinja").write_text("{{ 'ä' }}", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text("{}")
-    convert_checkpoint(folder, tmp_path / "out.gguf", pre="x")
+    convert_checkpoint(folder, tmp_path / "out.gguf", pre="gpt-2")
     assert read_gguf(tmp_path / "out.gguf")[0]["tokenizer.chat_template"] == "{{ 'ä' }}"
 
 
@@ -436,7 +440,7 @@ def test_failure_while_writing_leaves_no_file(tmp_path: Path) -> None:
     scales = {"model.norm.weight": np.ones(64, np.int32)}
     rewrite_weights(folder, scales)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="dtype I32"):
-        convert_checkpoint(folder, tmp_path / "out.gguf", pre="x")
+        convert_checkpoint(folder, tmp_path / "out.gguf", pre="gpt-2")
     assert [path.name for path in tmp_path.iterdir()] == ["v2"]
 
 
@@ -457,4 +461,4 @@ def test_vocabulary_that_does_not_fit(tmp_path: Path, content: str | None, messa
     else:
         (folder / "tokenizer.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
-        convert_checkpoint(folder, tmp_path / "out.gguf", pre="x")
+        convert_checkpoint(folder, tmp_path / "out.gguf", pre="gpt-2")

@@ -100,7 +100,7 @@ class Recorder:
 
     def __init__(self) -> None: ...
     def sums(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
-        """Squares float64 [matrices, columns] and counts int64 [matrices] of an input, copied."""
+        """Views of an input's squares float64 [matrices, columns] and counts int64 [matrices]."""
 
 class MlaLayer:
     def __init__(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from localds import __version__
-from localds.commands import bench, chat, inspect
+from localds.commands import bench, chat, imatrix, inspect
 
 app = typer.Typer(
     name="localds",
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("chat")(chat.chat)
 app.command("inspect")(inspect.inspect)
 app.command("bench", cls=bench.ListOptions)(bench.bench)
+app.command("imatrix")(imatrix.imatrix)
 
 
 def _show_version(value: bool) -> None:

@@ -156,16 +156,15 @@ void head_forward(const HeadLayer& layer, FloatRows x, Hidden logits, Recorder* 
   layer.forward(x.data(), n, logits.data(), recorder);
 }
 
-nb::object recorder_sums(const Recorder& recorder, const std::string& name) {
-  const Recorder::Sums* sums = recorder.find(name);
+// Views of what the recorder holds, which is never moved: a copy could take gigabytes.
+nb::object recorder_sums(nb::handle self, const std::string& name) {
+  const Recorder::Sums* sums = nb::cast<const Recorder&>(self).find(name);
   if (!sums) return nb::none();
   const size_t matrices = sums->counts.size();
-  auto* squares = new double[sums->squares.size()];
-  std::copy(sums->squares.begin(), sums->squares.end(), squares);
-  auto* counts = new int64_t[matrices];
-  std::copy(sums->counts.begin(), sums->counts.end(), counts);
-  return nb::make_tuple(to_numpy(squares, {matrices, static_cast<size_t>(sums->columns)}),
-                        to_numpy(counts, {matrices}));
+  const auto columns = static_cast<size_t>(sums->columns);
+  return nb::make_tuple(
+      nb::ndarray<nb::numpy, const double>(sums->squares.data(), {matrices, columns}, self),
+      nb::ndarray<nb::numpy, const int64_t>(sums->counts.data(), {matrices}, self));
 }
 
 void bind_attention(nb::module_& m) {

@@ -44,15 +44,24 @@ class Decoder(Generic[X]):
         Returns logits float32 [n, n_vocab], or [1, n_vocab] with `last_only`. The cache grows by n
         only when all layers are done, so that an interrupted call leaves it as it was.
         """
+        logits = self.head(self._run_layers(ids, cache), last_only=last_only)
+        cache.extend(len(ids))
+        return logits
+
+    def states(self, ids: NDArray[np.int32], cache: LatentCache) -> X:
+        """Like `forward`, but stops before the head: the hidden states of `ids`."""
+        x = self._run_layers(ids, cache)
+        cache.extend(len(ids))
+        return x
+
+    def _run_layers(self, ids: NDArray[np.int32], cache: LatentCache) -> X:
         past = cache.length
         cache.reserve(len(ids))
         x = self.embedding(ids)
         for layer, rows in zip(self.layers, cache.layers, strict=True):
             x = layer.attention(x, rows, past)
             x = layer.feed_forward(x)
-        logits = self.head(x, last_only=last_only)
-        cache.extend(len(ids))
-        return logits
+        return x
 
 
 def assemble(

@@ -23,7 +23,8 @@ class InputSums:
     """What one weight was fed.
 
     `squares` float64 [matrices, columns] sums the squared inputs of each of the weight's matrices
-    (experts or heads), `counts` int64 [matrices] says over how many tokens.
+    (experts or heads), `counts` int64 [matrices] says over how many tokens. Both are views that
+    grow as the layer runs; weights with the same input share them.
     """
 
     squares: NDArray[np.float64]
@@ -46,6 +47,6 @@ class Recording:
         return recorder
 
     def sums(self) -> dict[str, InputSums]:
-        """The sums so far, by tensor name; weights of layers that did not run are left out."""
+        """The sums so far, by tensor name; those of layers that did not run are left out."""
         found = {tensor: recorder.sums(name) for tensor, (recorder, name) in self._inputs.items()}
         return {tensor: InputSums(*sums) for tensor, sums in found.items() if sums is not None}

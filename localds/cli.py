@@ -8,6 +8,7 @@ import typer
 
 from localds import __version__
 from localds.commands import bench, chat, imatrix, inspect
+from localds.commands import eval as evaluate
 
 app = typer.Typer(
     name="localds",
@@ -22,6 +23,7 @@ app.command("chat")(chat.chat)
 app.command("inspect")(inspect.inspect)
 app.command("bench", cls=bench.ListOptions)(bench.bench)
 app.command("imatrix")(imatrix.imatrix)
+app.command("eval")(evaluate.evaluate)
 
 
 def _show_version(value: bool) -> None:

@@ -6,13 +6,13 @@ form that llama.cpp's imatrix program writes and its quantizer reads.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from localds import models, windows
+from localds.gguf.write import write_gguf
 from localds.ops.cpu import CpuOps
 from localds.ops.recording import Recording
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
+    from localds.gguf.write import WritableValue
     from localds.model import Model
     from localds.ops.recording import InputSums
     from localds.windows import Windows
@@ -95,7 +94,7 @@ def save(path: Path, sums: dict[str, InputSums], *, dataset: str, chunks: int, s
     the file holds `NAME.in_sum2` {columns, matrices} and `NAME.counts` {1, matrices}, both F32.
     Heads, which every token reaches, are one row of columns * heads with one count.
     """
-    metadata = {
+    metadata: dict[str, WritableValue] = {
         "general.type": "imatrix",
         "imatrix.datasets": [dataset],
         "imatrix.chunk_count": chunks,
@@ -108,34 +107,4 @@ def save(path: Path, sums: dict[str, InputSums], *, dataset: str, chunks: int, s
             squares, counts = squares.reshape(1, -1), counts[:1]
         tensors[name + ".in_sum2"] = squares.astype(np.float32)
         tensors[name + ".counts"] = counts.astype(np.float32).reshape(-1, 1)
-    _write_gguf(path, metadata, tensors)
-
-
-def _write_gguf(
-    path: Path, metadata: dict[str, Any], tensors: dict[str, NDArray[np.float32]]
-) -> None:
-    def text(value: str) -> bytes:
-        raw = value.encode()
-        return struct.pack("<Q", len(raw)) + raw
-
-    parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
-    for key, value in metadata.items():
-        parts.append(text(key))
-        if isinstance(value, str):
-            parts.append(struct.pack("<I", 8) + text(value))
-        elif isinstance(value, list):
-            parts.append(struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value)))
-        else:
-            parts.append(struct.pack("<II", 4, value))
-    offset = 0
-    for name, array in tensors.items():
-        rows, columns = array.shape
-        parts.append(text(name) + struct.pack("<IQQIQ", 2, columns, rows, 0, offset))
-        offset += -(-array.nbytes // 32) * 32
-    head = b"".join(parts)
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(head + bytes(-len(head) % 32))
-        for array in tensors.values():
-            file.write(array.tobytes() + bytes(-array.nbytes % 32))
-    temporary.replace(path)
+    write_gguf(path, metadata, tensors)

@@ -41,7 +41,7 @@ def fails(done: subprocess.CompletedProcess[str], status: int, message: str) -> 
 def test_help_lists_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("chat", "inspect", "bench"):
+    for command in ("chat", "inspect", "bench", "imatrix", "eval"):
         assert command in done.stdout
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from convert.config import CheckpointError, Config, read_json
+from convert.files import fits_in_memory, read_bytes
 from convert.quantization import read_quantization
 from convert.safetensors import StoredTensor, read_header
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["Checkpoint", "CheckpointError", "Config", "StoredTensor", "read_json"]
@@ -46,7 +45,7 @@ class Checkpoint:
                 self.tensors[tensor.name] = tensor
         _check_index(folder, self.tensors)
         total = sum(tensor.nbytes for tensor in self.tensors.values())
-        self._drops_pages = total > _memory_bytes() // 2
+        self._keeps_pages = fits_in_memory(total)
 
     @property
     def text(self) -> Config:
@@ -67,27 +66,8 @@ class Checkpoint:
 
         Raises `CheckpointError` if the file has been cut short or removed.
         """
-        buffer = np.empty(count, np.uint8)
-        begin = tensor.start + offset
-        try:
-            with tensor.file.open("rb", buffering=0) as stream:
-                stream.seek(begin)
-                done = 0
-                while done < count:
-                    got = stream.readinto(buffer.data[done:])
-                    if not got:
-                        raise CheckpointError(
-                            f"{tensor.file}: tensor {tensor.name!r} ends early; "
-                            "the file was cut short while it was being read"
-                        )
-                    done += got
-                if self._drops_pages and hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(stream.fileno(), begin, count, os.POSIX_FADV_DONTNEED)
-        except OSError as error:
-            raise CheckpointError(
-                f"{tensor.file}: cannot read tensor {tensor.name!r} ({error.strerror})"
-            ) from None
-        return buffer
+        what = f"tensor {tensor.name!r}"
+        return read_bytes(tensor.file, tensor.start + offset, count, what, keep=self._keeps_pages)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -122,7 +102,3 @@ def _check_index(folder: Path, tensors: dict[str, StoredTensor]) -> None:
             f"{folder / INDEX}: tensor {absent[0]!r}{more} is listed in the index, but in no file; "
             "download the checkpoint again"
         )
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

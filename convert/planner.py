@@ -32,8 +32,9 @@ class Planner:
         self.used: set[str] = set()
 
     def has(self, source: str) -> bool:
-        """Whether the checkpoint has a tensor of that name."""
-        return self.prefix + source in self.checkpoint.tensors
+        """Whether the checkpoint has a weight of that name."""
+        name = self.prefix + source
+        return name in self.checkpoint.tensors or name + "_packed" in self.checkpoint.tensors
 
     def copy(self, source: str, name: str, shape: tuple[int, ...]) -> None:
         """A tensor as it is."""

@@ -7,7 +7,6 @@ written.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convert.checkpoint import CheckpointError
@@ -18,33 +17,94 @@ if TYPE_CHECKING:
     from convert.checkpoint import Checkpoint, Config
     from convert.source import Target
 
-# Frequencies that old checkpoints store although they follow from the config.
-DERIVED = re.compile(r"rotary_emb\.inv_freq$")
+# Frequencies that old checkpoints store although they follow from the config, and scales of
+# activations and caches, which have no part in the weights.
+UNUSED = re.compile(r"(rotary_emb\.inv_freq|\.(input|activation|k|v)_scale)$")
+
+PREFIXES = {"KimiK25ForConditionalGeneration": "language_model."}
+"""What stands before the names of the language model's tensors, where there are others."""
+OTHER_PARTS = {"KimiK25ForConditionalGeneration": ("vision_tower.", "mm_projector.")}
+"""Names of what belongs to other inputs than text begin so."""
 
 
-def plan(checkpoint: Checkpoint) -> list[Target]:
+def plan(checkpoint: Checkpoint, *, mtp: bool = False) -> list[Target]:
     """All GGUF tensors of a checkpoint, in the order of the layers.
 
-    Multi-token-prediction layers (beyond num_hidden_layers) are left out. Raises `CheckpointError`
-    for a missing tensor, a shape that does not fit, or tensors that no GGUF tensor takes.
+    Multi-token-prediction layers, which follow the others, are kept with `mtp` only. Raises
+    `CheckpointError` for a missing tensor, a shape that does not fit, or tensors that no GGUF
+    tensor takes.
     """
-    config = checkpoint.config
-    planner = Planner(checkpoint)
+    config, kind = checkpoint.text, model_class(checkpoint.config)
+    planner = Planner(checkpoint, PREFIXES.get(kind, ""))
     table = (config.integer("vocab_size"), config.integer("hidden_size"))
     planner.copy("model.embed_tokens.weight", "token_embd.weight", table)
-    mixtral = model_class(config) == "MixtralForCausalLM"
-    for layer in range(config.integer("num_hidden_layers")):
-        if mixtral:
-            _mixtral_layer(planner, config, layer)
-        else:
-            _deepseek2_layer(planner, config, layer)
+    add_layer = _mixtral_layer if kind == "MixtralForCausalLM" else _deepseek2_layer
+    layers = config.integer("num_hidden_layers")
+    for layer in range(layers):
+        add_layer(planner, config, layer)
+    for layer in range(layers, layers + (_extra_layers(config) if mtp else 0)):
+        add_layer(planner, config, layer)
+        _prediction_tensors(planner, config, layer)
     planner.copy("model.norm.weight", "output_norm.weight", table[1:])
     if config.flag("tie_word_embeddings", default=False):
-        planner.used.add("lm_head.weight")
+        planner.used.add(planner.prefix + "lm_head.weight")
     else:
         planner.copy("lm_head.weight", "output.weight", table)
-    _check_leftovers(planner, config)
+    _check_leftovers(planner, [*_omitted(checkpoint, mtp=mtp).values()])
     return planner.targets
+
+
+def omissions(checkpoint: Checkpoint, *, mtp: bool = False) -> list[str]:
+    """A line for each part of the checkpoint that the plan leaves out, with its size."""
+    lines = []
+    for part, names in _omitted(checkpoint, mtp=mtp).items():
+        size = sum(checkpoint.tensors[name].nbytes for name in names)
+        lines.append(f"left out: {part} ({size / 1e9:.2f} GB of the checkpoint)")
+    return lines
+
+
+def _omitted(checkpoint: Checkpoint, *, mtp: bool) -> dict[str, list[str]]:
+    """The names of the tensors that are left out, by a description of the part."""
+    kind, layers = model_class(checkpoint.config), checkpoint.text.integer("num_hidden_layers")
+    prefix, others = PREFIXES.get(kind, ""), OTHER_PARTS.get(kind)
+    extra = {name: _layer_of(name.removeprefix(prefix)) for name in checkpoint.tensors}
+    extra = {name: layer for name, layer in extra.items() if layer >= layers}
+    parts: dict[str, list[str]] = {}
+    if extra and not mtp:
+        numbers = ", ".join(str(layer) for layer in sorted(set(extra.values())))
+        parts[f"multi-token prediction, layer {numbers}; --mtp keeps it"] = list(extra)
+    if others:
+        vision = [name for name in checkpoint.tensors if name.startswith(others)]
+        if vision:
+            parts["what sees images"] = vision
+    return parts
+
+
+def _extra_layers(config: Config) -> int:
+    count = config.integer("num_nextn_predict_layers", 0)
+    if count < 1:
+        raise CheckpointError(
+            "config.json names no multi-token-prediction layers (num_nextn_predict_layers); "
+            "leave out --mtp"
+        )
+    return count
+
+
+def _prediction_tensors(planner: Planner, config: Config, layer: int) -> None:
+    """What a multi-token-prediction layer has besides a layer; its embedding comes first."""
+    hf, gguf = f"model.layers.{layer}.", f"blk.{layer}.nextn."
+    hidden = config.integer("hidden_size")
+    table = (config.integer("vocab_size"), hidden)
+    planner.copy(hf + "eh_proj.weight", gguf + "eh_proj.weight", (hidden, 2 * hidden))
+    planner.copy(hf + "enorm.weight", gguf + "enorm.weight", (hidden,))
+    planner.copy(hf + "hnorm.weight", gguf + "hnorm.weight", (hidden,))
+    for source, name, shape in (
+        ("embed_tokens.weight", "embed_tokens.weight", table),
+        ("shared_head.head.weight", "shared_head_head.weight", table),
+        ("shared_head.norm.weight", "shared_head_norm.weight", (hidden,)),
+    ):
+        if planner.has(hf + source):
+            planner.copy(hf + source, gguf + name, shape)
 
 
 def _deepseek2_layer(planner: Planner, config: Config, layer: int) -> None:
@@ -86,9 +146,8 @@ def _deepseek_experts(planner: Planner, config: Config, hf: str, gguf: str) -> N
     planner.copy(hf + "gate.weight", gguf + "ffn_gate_inp.weight", (count, hidden))
     if planner.has(hf + "gate.e_score_correction_bias"):
         planner.copy(hf + "gate.e_score_correction_bias", gguf + "exp_probs_b.bias", (count,))
-    experts = _Experts(count, hidden, width)
-    projections = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-    _routed(planner, experts, hf + "experts.{}.", projections, gguf)
+    names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    _routed(planner, hf + "experts.", gguf, names, (count, width, hidden))
     if shared:
         source, name = hf + "shared_experts.{}_proj.weight", gguf + "ffn_{}_shexp.weight"
         _swiglu(planner, source, name, hidden, shared * width)
@@ -109,12 +168,12 @@ def _mixtral_layer(planner: Planner, config: Config, layer: int) -> None:
     planner.copy(attention + "v_proj.weight", gguf + "attn_v.weight", (keys * width, hidden))
     planner.copy(attention + "o_proj.weight", gguf + "attn_output.weight", (hidden, heads * width))
     planner.copy(hf + "post_attention_layernorm.weight", gguf + "ffn_norm.weight", (hidden,))
-    experts = _Experts(
-        config.integer("num_local_experts"), hidden, config.integer("intermediate_size")
-    )
-    moe = hf + "block_sparse_moe."
-    planner.copy(moe + "gate.weight", gguf + "ffn_gate_inp.weight", (experts.count, hidden))
-    _routed(planner, experts, moe + "experts.{}.", {"gate": "w1", "up": "w3", "down": "w2"}, gguf)
+    count, inner = config.integer("num_local_experts"), config.integer("intermediate_size")
+    # transformers renames the block, and may save it so.
+    moe = hf + ("mlp." if planner.has(hf + "mlp.gate.weight") else "block_sparse_moe.")
+    planner.copy(moe + "gate.weight", gguf + "ffn_gate_inp.weight", (count, hidden))
+    names = {"gate": "w1", "up": "w3", "down": "w2"}
+    _routed(planner, moe + "experts.", gguf, names, (count, inner, hidden))
 
 
 def _swiglu(planner: Planner, source: str, name: str, hidden: int, width: int) -> None:
@@ -124,39 +183,30 @@ def _swiglu(planner: Planner, source: str, name: str, hidden: int, width: int) -
         planner.copy(source.format(projection), name.format(projection), shape)
 
 
-@dataclass(frozen=True, slots=True)
-class _Experts:
-    count: int
-    hidden: int
-    width: int
-
-    @property
-    def inward(self) -> tuple[int, int, int]:
-        """Shape of the gates' and the ups' stack."""
-        return (self.count, self.width, self.hidden)
-
-    @property
-    def outward(self) -> tuple[int, int, int]:
-        """Shape of the downs' stack."""
-        return (self.count, self.hidden, self.width)
-
-
 def _routed(
-    planner: Planner, experts: _Experts, hf: str, projections: dict[str, str], gguf: str
+    planner: Planner, hf: str, gguf: str, names: dict[str, str], shape: tuple[int, int, int]
 ) -> None:
-    for kind, projection in projections.items():
-        shape = experts.outward if kind == "down" else experts.inward
-        planner.stack(f"{hf}{projection}.weight", f"{gguf}ffn_{kind}_exps.weight", shape)
+    """The experts of a layer: a matrix for each, or already stacked as transformers holds them.
+
+    `shape` is (experts, width, hidden), `names` what a single expert's matrices are called.
+    """
+    count, width, hidden = shape
+    inward, outward = shape, (count, hidden, width)
+    gate, up, down = (gguf + f"ffn_{kind}_exps.weight" for kind in ("gate", "up", "down"))
+    if planner.has(hf + "gate_up_proj"):
+        planner.split(hf + "gate_up_proj", (gate, up), inward)
+        planner.copy(hf + "down_proj", down, outward)
+        return
+    planner.stack(f"{hf}{{}}.{names['gate']}.weight", gate, inward)
+    planner.stack(f"{hf}{{}}.{names['up']}.weight", up, inward)
+    planner.stack(f"{hf}{{}}.{names['down']}.weight", down, outward)
 
 
-def _check_leftovers(planner: Planner, config: Config) -> None:
+def _check_leftovers(planner: Planner, omitted: list[list[str]]) -> None:
     """Every tensor must have been taken: one that was not means another architecture."""
-    layers = config.integer("num_hidden_layers")
-    left = [
-        name
-        for name in planner.checkpoint.tensors
-        if name not in planner.used and not DERIVED.search(name) and _layer_of(name) < layers
-    ]
+    known = planner.used.union(*omitted)
+    names = planner.checkpoint.tensors
+    left = [name for name in names if name not in known and not UNUSED.search(name)]
     if left:
         more = f" and {len(left) - 5} more" if len(left) > 5 else ""
         raise CheckpointError(

@@ -77,25 +77,25 @@ def _weight_files(folder: Path) -> list[Path]:
         if not single.exists():
             raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX} is there")
         return [single]
-    files = [folder / name for name in sorted(set(_weight_map(folder).values()))]
+    files = [folder / name for name in sorted(set(weight_map(folder / INDEX).values()))]
     for file in files:
         if not file.exists():
             raise CheckpointError(f"{file}: listed in the index, but not there; download it again")
     return files
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    """The index: the file of each tensor. A name leads nowhere but into the folder."""
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / INDEX}: weight_map is missing")
-    return {name: Path(str(file)).name for name, file in weight_map.items()}
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index says. A name leads nowhere but into the folder."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise CheckpointError(f"{index}: weight_map is missing")
+    return {name: Path(str(file)).name for name, file in files.items()}
 
 
 def _check_index(folder: Path, tensors: dict[str, StoredTensor]) -> None:
     if not (folder / INDEX).exists():
         return
-    absent = [name for name in _weight_map(folder) if name not in tensors]
+    absent = [name for name in weight_map(folder / INDEX) if name not in tensors]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise CheckpointError(

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Array = list[str] | NDArray[np.int32] | NDArray[np.float32]
-    Value = bool | int | np.int32 | float | str | bytes | Array
-    """A metadata value; its type is the GGUF type, and int is u32, float f32."""
+    Value = bool | int | float | str | bytes | list[str] | np.generic | NDArray[np.generic]
+    """A metadata value; its type is the GGUF type: int is u32, float f32, and numpy's scalars and
+    arrays keep their own. Bytes that are not UTF-8 are lone surrogates in a str (PEP 383)."""
 
 BLOCK_BYTES = 32 << 20
 """About how much float32 data a block holds."""

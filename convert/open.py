@@ -1,0 +1,48 @@
+"""Opening whatever the user names as the source of a conversion."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from convert.checkpoint import Checkpoint, CheckpointError
+from convert.describe import checkpoint_metadata
+from convert.gguf_source import open_gguf
+from convert.metadata import ARCHITECTURES, model_class
+from convert.source import Source
+from convert.tensors import omissions, plan
+
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^@\s]+))?")
+
+
+def open_source(name: str, *, mtp: bool = False, requantize: bool = False) -> Source:
+    """The model that `name` stands for, checked as far as that goes without reading the weights.
+
+    `name` is a checkpoint folder, a GGUF file, or a model on the hub ("owner/name", with
+    "@revision" if not the newest), which is downloaded. `mtp` keeps a checkpoint's
+    multi-token-prediction layers, `requantize` accepts a GGUF file of fewer than 8 bits. Raises
+    `CheckpointError` for a source that does not exist, is damaged, or of an unknown kind.
+    """
+    path, hub_name = Path(name), HUB_NAME.fullmatch(name)
+    if path.is_file():
+        return open_gguf(path, requantize=requantize)
+    if path.is_dir():
+        return open_checkpoint(path, mtp=mtp)
+    if hub_name is None:
+        raise CheckpointError(
+            f"{name}: no such folder or file; convert takes a checkpoint folder, a GGUF file, or "
+            "the name of a model on the hub, such as deepseek-ai/DeepSeek-V2-Lite"
+        )
+    # The hub's library takes long to import, and most conversions have no use for it.
+    from convert.hub import fetch
+
+    return open_checkpoint(fetch(hub_name[1], hub_name[2]).folder, mtp=mtp)
+
+
+def open_checkpoint(folder: Path, *, mtp: bool = False) -> Source:
+    """The checkpoint in `folder`."""
+    checkpoint = Checkpoint(folder)
+    targets = plan(checkpoint, mtp=mtp)
+    architecture = ARCHITECTURES[model_class(checkpoint.config)]
+    metadata = checkpoint_metadata(checkpoint, mtp=mtp)
+    return Source(folder, architecture, metadata, targets, omissions(checkpoint, mtp=mtp))

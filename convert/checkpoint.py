@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.config import CheckpointError, Config, read_json
+from convert.config import CheckpointError, Config, language_model, read_json
 from convert.files import fits_in_memory, read_bytes
 from convert.quantization import read_quantization
 from convert.safetensors import StoredTensor, read_header
@@ -21,7 +21,7 @@ SINGLE = "model.safetensors"
 
 
 class Checkpoint:
-    """A checkpoint folder: its config and its tensors.
+    """A checkpoint folder: its config (`text`: of the language model in it) and its tensors.
 
     Files are opened for each read, by any number of threads. Where they are larger than half of
     the machine's memory, what was read leaves the page cache at once; otherwise it may stay for a
@@ -32,8 +32,8 @@ class Checkpoint:
         """Open `folder`. Raises `CheckpointError` for missing or damaged files."""
         self.folder = folder
         self.config = Config(read_json(folder / "config.json"))
-        section = self.text if "quantization_config" in self.text else self.config
-        self.quantization = read_quantization(section)
+        self.text = language_model(self.config)
+        self.quantization = read_quantization(self.text)
         self.tensors: dict[str, StoredTensor] = {}
         for file in _weight_files(folder):
             for tensor in read_header(file):
@@ -46,11 +46,6 @@ class Checkpoint:
         _check_index(folder, self.tensors)
         total = sum(tensor.nbytes for tensor in self.tensors.values())
         self._keeps_pages = fits_in_memory(total)
-
-    @property
-    def text(self) -> Config:
-        """The language model's part of the config, which is all of it unless it has others."""
-        return self.config.section("text_config") if "text_config" in self.config else self.config
 
     def find(self, name: str) -> StoredTensor:
         """Where `name` lies. Raises `CheckpointError` if the checkpoint has no such tensor."""

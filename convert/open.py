@@ -15,19 +15,22 @@ from convert.tensors import omissions, plan
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^@\s]+))?")
 
 
-def open_source(name: str, *, mtp: bool = False, requantize: bool = False) -> Source:
+def open_source(
+    name: str, *, mtp: bool = False, requantize: bool = False, pre: str | None = None
+) -> Source:
     """The model that `name` stands for, checked as far as that goes without reading the weights.
 
     `name` is a checkpoint folder, a GGUF file, or a model on the hub ("owner/name", with
     "@revision" if not the newest), which is downloaded. `mtp` keeps a checkpoint's
-    multi-token-prediction layers, `requantize` accepts a GGUF file of fewer than 8 bits. Raises
-    `CheckpointError` for a source that does not exist, is damaged, or of an unknown kind.
+    multi-token-prediction layers, `requantize` accepts a GGUF file of fewer than 8 bits, `pre`
+    names a checkpoint's splitter of text where it cannot be found. Raises `CheckpointError` for a
+    source that does not exist, is damaged, or of an unknown kind.
     """
     path, hub_name = Path(name), HUB_NAME.fullmatch(name)
     if path.is_file():
         return open_gguf(path, requantize=requantize)
     if path.is_dir():
-        return open_checkpoint(path, mtp=mtp)
+        return open_checkpoint(path, mtp=mtp, pre=pre)
     if hub_name is None:
         raise CheckpointError(
             f"{name}: no such folder or file; convert takes a checkpoint folder, a GGUF file, or "
@@ -36,13 +39,32 @@ def open_source(name: str, *, mtp: bool = False, requantize: bool = False) -> So
     # The hub's library takes long to import, and most conversions have no use for it.
     from convert.hub import fetch
 
-    return open_checkpoint(fetch(hub_name[1], hub_name[2]).folder, mtp=mtp)
+    snapshot = fetch(hub_name[1], hub_name[2])
+    return open_checkpoint(
+        snapshot.folder,
+        mtp=mtp,
+        pre=pre,
+        repository=snapshot.repository,
+        revision=snapshot.revision,
+    )
 
 
-def open_checkpoint(folder: Path, *, mtp: bool = False) -> Source:
-    """The checkpoint in `folder`."""
+def open_checkpoint(
+    folder: Path,
+    *,
+    mtp: bool = False,
+    pre: str | None = None,
+    repository: str | None = None,
+    revision: str | None = None,
+) -> Source:
+    """The checkpoint in `folder`; `repository` and `revision` are what the hub calls it.
+
+    `pre` names the tokenizer's splitter where it cannot be found.
+    """
     checkpoint = Checkpoint(folder)
     targets = plan(checkpoint, mtp=mtp)
     architecture = ARCHITECTURES[model_class(checkpoint.config)]
-    metadata = checkpoint_metadata(checkpoint, mtp=mtp)
+    metadata = checkpoint_metadata(
+        checkpoint, targets, mtp=mtp, pre=pre, source=repository, revision=revision
+    )
     return Source(folder, architecture, metadata, targets, omissions(checkpoint, mtp=mtp))

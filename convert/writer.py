@@ -65,5 +65,7 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
         writer.add_string(key, value)
     elif isinstance(value, np.ndarray):
         writer.add_array(key, value.tolist())
+    elif isinstance(value, list):
+        writer.add_array(key, value)
     else:
-        writer.add_array(key, list(value))
+        raise TypeError(f"write {key}: {type(value).__name__} values come from GGUF files only")

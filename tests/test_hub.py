@@ -104,9 +104,7 @@ def test_goes_on_when_the_connection_breaks(hub: FakeHub) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_keeps_what_an_interrupted_download_has(hub: FakeHub) -> None:
     hub.cut = {SHARD: [20000] * 20}
-    with pytest.raises(
-        CheckpointError, match=r"the download stopped .* complete are kept"
-    ):
+    with pytest.raises(CheckpointError, match=r"the download stopped .* complete are kept"):
         fetch(NAME)
     hub.cut = {}
     hub.requests.clear()

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "bindings.h"
+#include "quantize/quantize.h"
 #include "thread_pool.h"
 
 using namespace nanobind::literals;
@@ -99,29 +100,40 @@ nb::ndarray<nb::numpy, float> dequantize(const BoundMatrix& bound) {
   float* out = new float[shape[0] * shape[1] * shape[2]];
   const auto result = to_numpy(out, shape);
   const nb::gil_scoped_release release;
-  for (int64_t b = 0; b < w.batch; ++b) {
-    for (int64_t r = 0; r < w.rows; ++r) {
+  constexpr int64_t kRows = 32;
+  const int64_t tasks = (w.rows + kRows - 1) / kRows;
+  ThreadPool::instance().run(w.batch * tasks, [&](int64_t task, int) {
+    const int64_t b = task / tasks, first = task % tasks * kRows;
+    for (int64_t r = first; r < std::min(first + kRows, w.rows); ++r) {
       dequantize_row(w.type, w.row(b, r), out + (b * w.rows + r) * w.cols, w.cols);
     }
-  }
+  });
   return result;
 }
 
-nb::ndarray<nb::numpy, uint8_t> quantize(uint32_t type_id, FloatRows x) {
+nb::ndarray<nb::numpy, uint8_t> quantize(uint32_t type_id, FloatRows x,
+                                         std::optional<FloatRow> importance) {
   const Type type = static_cast<Type>(type_id);
   const TypeInfo& info = type_info(type);
-  const auto cols = static_cast<int64_t>(x.shape(1));
-  require(type == Type::F32 || type == Type::F16 || type == Type::Q8_0, "quantize",
-          std::string("rows cannot be written as ") + info.name + "; use F32, F16 or Q8_0");
-  require(cols % info.block_elements == 0, "quantize",
+  const auto rows = static_cast<int64_t>(x.shape(0)), cols = static_cast<int64_t>(x.shape(1));
+  require(cols > 0 && cols % info.block_elements == 0, "quantize",
           std::to_string(cols) + " columns are not a multiple of the " +
               std::to_string(info.block_elements) + " elements of a " + info.name + " block");
-  const size_t row_bytes = static_cast<size_t>(cols / info.block_elements * info.block_bytes);
+  require(!importance || static_cast<int64_t>(importance->size()) == cols, "quantize",
+          "importance must have one value for each of " + std::to_string(cols) + " columns");
+  const auto row_bytes = static_cast<size_t>(cols / info.block_elements * info.block_bytes);
   uint8_t* out = new uint8_t[x.shape(0) * row_bytes];
   const auto result = to_numpy(out, {x.shape(0), row_bytes});
-  for (size_t r = 0; r < x.shape(0); ++r) {
-    quantize_row(type, x.data() + r * x.shape(1), out + r * row_bytes, cols);
+  std::optional<Position> bad;
+  {
+    const nb::gil_scoped_release release;
+    bad =
+        quantize_matrix(type, x.data(), rows, cols, importance ? importance->data() : nullptr, out);
   }
+  require(!bad, "quantize",
+          !bad ? ""
+               : "row " + std::to_string(bad->row) + ", column " + std::to_string(bad->column) +
+                     " is NaN, infinite or too large for " + info.name);
   return result;
 }
 
@@ -190,7 +202,7 @@ void bind_kernels(nb::module_& m) {
       });
   m.def("matmul", matmul, "matrix"_a, "x"_a, "batch"_a = 0, "kernel"_a = "auto");
   m.def("dequantize", dequantize, "matrix"_a);
-  m.def("quantize", quantize, "type"_a, "x"_a);
+  m.def("quantize", quantize, "type"_a, "x"_a, "importance"_a = nb::none());
   m.def("available_isas", available_isas);
   m.def("select_isa", select_isa, "name"_a);
   m.def("isa", [] { return kernels().isa; });

@@ -47,19 +47,30 @@ class LlamaCpp:
         return rows
 
 
-def find_llama_cpp(folder: Path) -> LlamaCpp:
-    """Build the driver in `folder`. Skips the test without the variable or a compiler."""
+def find_binaries() -> Path:
+    """The folder of llama.cpp's programs. Skips the test if none is named."""
     where = os.environ.get(VARIABLE)
     if not where:
         pytest.skip(f"set {VARIABLE} to the folder that holds llama.cpp's programs")
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        pytest.skip("no C++ compiler to build the driver of llama.cpp with")
     binaries = Path(where).resolve()
     if not (binaries / "llama-quantize").exists():
         pytest.fail(f"{VARIABLE} is {where}, but there is no llama-quantize")
+    return binaries
+
+
+def find_library(name: str) -> Path:
+    """One of llama.cpp's shared libraries. Skips the test without its programs."""
+    return _first(find_binaries(), [name, f"../lib/{name}", f"../src/{name}"])
+
+
+def find_llama_cpp(folder: Path) -> LlamaCpp:
+    """Build the driver in `folder`. Skips the test without the variable or a compiler."""
+    binaries = find_binaries()
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        pytest.skip("no C++ compiler to build the driver of llama.cpp with")
     driver = folder / "driver"
-    library = _first(binaries, ["libllama.so", "../lib/libllama.so", "../src/libllama.so"]).parent
+    library = find_library("libllama.so").parent
     includes = {
         _first(binaries, [f"{up}/{sub}include/{header}" for up in ("..", "../..") for sub in subs])
         for header, subs in (("llama.h", [""]), ("ggml.h", ["ggml/", ""]))

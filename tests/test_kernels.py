@@ -250,7 +250,7 @@ def test_quantize_as_gguf_does(kind: GType) -> None:
 
 
 def test_every_half_survives() -> None:
-    """All float16 patterns to float32 and back; NaN may change its payload."""
+    """All float16 patterns to float32, and the finite ones back."""
     bits = np.arange(65536, dtype=np.uint16)
     matrix = native.Matrix(int(GType.F16), 256, 256, 1, bits.view(np.uint8))
     for isa in native.available_isas():
@@ -258,9 +258,9 @@ def test_every_half_survives() -> None:
         values = native.dequantize(matrix)[0]
         np.testing.assert_array_equal(values.reshape(-1), bits.view(np.float16).astype(np.float32))
     native.select_isa(native.available_isas()[0])
-    back = native.quantize(int(GType.F16), values).reshape(-1).view(np.uint16)
-    numbers = ~np.isnan(values.reshape(-1))
-    np.testing.assert_array_equal(back[numbers], bits[numbers])
+    finite = np.isfinite(values.reshape(-1))
+    back = native.quantize(int(GType.F16), values.reshape(-1)[finite][None]).view(np.uint16)
+    np.testing.assert_array_equal(back[0], bits[finite])
 
 
 @pytest.mark.usefixtures("isa")

@@ -138,8 +138,8 @@ def _mark_basename(parts: list[_Part]) -> None:
 
 def _rounded(count: int) -> str:
     """Two digits at least: 3.2B, 16B, 671B."""
-    steps = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
-    magnitude, letter = next((step for step in steps if count > step[0]), (1e3, "K"))
-    scaled = count / magnitude
+    steps = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1.0, 1e-3, "K"))
+    scale, letter = next((scale, letter) for above, scale, letter in steps if count > above)
+    scaled = count * scale  # not divided: labels depend on the last bit
     digits = len(str(round(scaled)).lstrip("0"))
     return f"{scaled:.{max(2 - digits, 0)}f}{letter}"

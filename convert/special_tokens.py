@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from convert.source import Value
 
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_KEYS = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
+# GGUF has no place for `cls`, which only stands in for a missing bos.
+_KEYS = {
+    **{role: role for role in ("bos", "eos", "eot", "eom", "mask")},
+    "unk": "unknown",
+    "sep": "seperator",
+    "pad": "padding",
+}
 _ADDED = ("bos", "eos", "sep")
 _TEMPLATE_NAME = frozenset(string.ascii_letters + string.digits)
 # Where nothing else names these roles, GLM's tokens have them.
@@ -67,7 +73,7 @@ def special_metadata(
         ids = {role: known[text] for role, text in _GLM_TOKENS.items() if text in known} | ids
     _check_ids(ids, n_vocab, folder)
     keys: dict[str, Value] = {
-        f"tokenizer.ggml.{_KEYS.get(role, role)}_token_id": index for role, index in ids.items()
+        f"tokenizer.ggml.{_KEYS[role]}_token_id": ids[role] for role in _KEYS if role in ids
     }
     keys |= {
         f"tokenizer.ggml.add_{role}_token": roles.add[role] for role in _ADDED & roles.add.keys()
@@ -127,9 +133,10 @@ def _follow_template(roles: _Roles, step: dict[str, Any], *, has_settings: bool)
     single = [_special(part) for part in step.get("single", [])]
     first, last = (single[0], single[-1]) if len(single) > 1 else (None, None)
     if first:
-        for role in ("bos", "cls") if has_settings else ("bos",):
-            roles.texts.setdefault(role, first)
-        roles.add["bos"] = first in (roles.texts["bos"], roles.texts.get("cls"))
+        if first not in (roles.texts.get("bos"), roles.texts.get("cls")):
+            for role in ("bos", "cls") if has_settings else ("bos",):
+                roles.texts.setdefault(role, first)
+        roles.add["bos"] = first in (roles.texts.get("bos"), roles.texts.get("cls"))
     if last:
         if has_settings and roles.texts.get("eos", last) != last:
             # The config's end of text ends a turn, if the processor puts another one.

@@ -17,7 +17,7 @@ import numpy as np
 
 from localds.scores import Scores, join, perplexity, score_rows
 from localds.units import format_size
-from localds.windows import states
+from localds.windows import check_size, states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -57,6 +57,7 @@ def evaluate(
     if reference is None:
         return _score(model, windows, None, repeat(None), on_progress)
     check_vocabularies(model, reference)
+    check_size(reference, windows.size)
     with _spool(windows, reference.geometry.hidden) as file:
         for hidden in states(reference.decoder, windows):
             file.write(np.ascontiguousarray(_scored(hidden)).data)

@@ -42,8 +42,8 @@ class Collector:
     """Runs windows of tokens through a model and sums what its weights are multiplied with.
 
     Each column of a weight takes 8 bytes: some 0.5% of what a large model's experts take in four
-    bits. With `output_weight` the output matrix is recorded, too, which costs a product with
-    the whole vocabulary.
+    bits. With `output_weight` the output matrix (where there is none, the embedding that stands in
+    for it) is recorded, too, which costs a product with the whole vocabulary.
     """
 
     def __init__(self, model: Model, *, output_weight: bool = False) -> None:
@@ -55,7 +55,9 @@ class Collector:
     def run(self, text: Windows) -> Iterator[int]:
         """Read `text`, yielding the number of windows read so far after each.
 
-        Raises `ValueError` where inputs are not finite, naming the weight.
+        An interrupted run leaves part of a window in the sums of the first layers; that does no
+        harm, for every weight has counts of its own. Raises `ValueError` where inputs are not
+        finite, naming the weight.
         """
         for states in windows.states(self._decoder, text):
             if self._output_weight:

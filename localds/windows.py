@@ -57,9 +57,7 @@ def cut(model: Model, text: str, size: int, limit: int | None = None) -> Windows
     Raises `ValueError` for a text shorter than one window and a window that is longer than the
     model's context.
     """
-    longest = model.geometry.context_length
-    if size > longest:
-        raise ValueError(f"windows of {size} tokens: the model was made for at most {longest}")
+    check_size(model, size)
     ids = model.tokenizer.encode(text)
     count = len(ids) // size
     if count == 0:
@@ -74,6 +72,16 @@ def cut(model: Model, text: str, size: int, limit: int | None = None) -> Windows
     if bos is not None and model.tokenizer.add_bos:
         inputs[:, 0] = bos
     return Windows(tokens, inputs)
+
+
+def check_size(model: Model, size: int) -> None:
+    """Raise `ValueError` for windows longer than the model's context."""
+    longest = model.geometry.context_length
+    if size > longest:
+        raise ValueError(
+            f"{model.gguf.path} was made for at most {longest} tokens, not for windows of {size}; "
+            "choose smaller windows"
+        )
 
 
 def states(decoder: Decoder[Floats], windows: Windows) -> Iterator[Floats]:

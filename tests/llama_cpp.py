@@ -29,10 +29,27 @@ class LlamaCpp:
     binaries: Path
     driver: Path
 
-    def quantize(self, source: Path, target: Path, preset: str) -> Path:
+    def quantize(
+        self, source: Path, target: Path, preset: str, imatrix: Path | None = None
+    ) -> Path:
         program = self.binaries / "llama-quantize"
-        _run([program, "--allow-requantize", source, target, preset, THREADS])
+        options: list[str | Path] = [] if imatrix is None else ["--imatrix", imatrix]
+        _run([program, "--allow-requantize", *options, source, target, preset, THREADS])
         return target
+
+    def read_text(self, program: str, *options: str | Path, window: int, last: str = "") -> str:
+        """Run a program that reads a text in windows; returns what it prints, up to `last`.
+
+        A thread of its own prints, and the program may end with status 0 before that has come to
+        the end: it is run again then.
+        """
+        size = str(window)
+        command = [self.binaries / f"llama-{program}", *options, "-c", size, "-b", size]
+        for _ in range(10):
+            printed = _run([*command, "-t", THREADS])
+            if last in printed:
+                return printed
+        return pytest.fail(f"{program} never printed {last!r}: {printed[-2000:]}")
 
     def logits(
         self, model: Path, ids: Sequence[int], generate: int, n_vocab: int
@@ -90,8 +107,9 @@ def _first(base: Path, candidates: list[str]) -> Path:
     return pytest.fail(f"{VARIABLE} is {base}, but none of {candidates} is there")
 
 
-def _run(command: Sequence[str | Path]) -> None:
+def _run(command: Sequence[str | Path]) -> str:
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
         log = done.stderr[-2000:].decode(errors="replace")
         pytest.fail(f"{command[0]} exited with {done.returncode}: {log}")
+    return (done.stdout + done.stderr).decode(errors="replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import ml_dtypes
@@ -69,6 +70,15 @@ def test_file_that_lacks_its_last_byte(tmp_path: Path) -> None:
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}',
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64], "a": 1}, "a": {}}',
+        b'{"a": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}',
+        b'{"a": {"dtype": "F32", "shape": [8], "data_offsets": [32, 64]}}',
+        b'{"a": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]},'
+        b' "b": {"dtype": "F32", "shape": [12], "data_offsets": [16, 64]}}',
+        b'{"a": {"dtype": 3, "shape": [16], "data_offsets": [0, 64]}}',
+        b'{"a": {"dtype": "X", "shape": [16], "data_offsets": [64, 0]}}',
+        b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )
 def test_damaged_header(tmp_path: Path, header: bytes) -> None:
@@ -76,6 +86,32 @@ def test_damaged_header(tmp_path: Path, header: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(data)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="damaged header"):
+        Checkpoint(tmp_path)
+
+
+def test_header_that_claims_to_be_huge(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as stream:
+        stream.write((150_000_000).to_bytes(8, "little"))
+        stream.truncate(200_000_000)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"it claims 150000000 bytes; 100000000 are allowed"):
+        Checkpoint(tmp_path)
+
+
+def test_tensor_of_the_index_that_no_file_has(tmp_path: Path) -> None:
+    index = write_variant("mixtral", tmp_path) / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.absent"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"'model\.absent' is listed in the index, but in no"):
+        Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {}}'])
+def test_damaged_index(tmp_path: Path, content: str) -> None:
+    (write_variant("mixtral", tmp_path) / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match="weight_map is missing"):
         Checkpoint(tmp_path)
 
 
@@ -104,7 +140,7 @@ def test_empty_folder(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "\x00"])
+@pytest.mark.parametrize("content", ["{", "[1]", "\x00", "[" * 100_000])
 def test_damaged_config(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json: (not valid JSON|expected a JSON)"):

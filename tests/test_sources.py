@@ -14,6 +14,7 @@ from checkpoints import (
     golden_shapes,
     make_weights,
     save_shards,
+    weight,
     write_checkpoint,
 )
 from quantized_checkpoints import Float8, PackedIntegers, quantize_checkpoint
@@ -219,3 +220,48 @@ def test_native_decoders_check_sizes() -> None:
         _native.unpack_integers(8, words, floats, None, 3, out)
     with pytest.raises(ValueError, match="scales and zeros must be 4 x 2"):
         _native.unpack_integers(4, words, floats, None, 3, out)
+
+
+# What the libraries that write these forms read
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("form", ["fp8-block", "fp8-tensor"])
+def test_transformers_dequantizes_the_same(form: str) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers.integrations import finegrained_fp8
+
+    block = FORMS[form].config()["weight_block_size"]
+    tensors, values = FORMS[form].store("w", weight(3, "w", (100, 210)))
+    stored = torch.from_numpy(tensors["w"].view(np.uint8)).view(torch.float8_e4m3fn)
+    scale = torch.from_numpy(tensors["w_scale_inv"])
+    read = finegrained_fp8._dequantize_fp8_weight(stored, scale, block, torch.float32)
+    np.testing.assert_array_equal(read.numpy(), values)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", [name for name in FORMS if not name.startswith("fp8")])
+def test_compressed_tensors_decompresses_the_same(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    form = FORMS[name]
+    tensors, values = form.store("weight", weight(3, "w", (100, 208)))
+    section = form.config()
+    scheme = QuantizationScheme(**section["config_groups"]["group_0"])
+    state = {key: torch_tensor(torch, data) for key, data in tensors.items()}
+    # Their product has the scales' precision; ours is in float32.
+    state["weight_scale"] = state["weight_scale"].float()
+    compressor = BaseCompressor.get_value_from_registry(section["format"])
+    read = compressor.decompress(state, scheme)["weight"]
+    np.testing.assert_array_equal(read.float().numpy(), values)
+
+
+def torch_tensor(torch: Any, data: NDArray[Any]) -> Any:
+    """A torch tensor of the same type, which numpy may not know."""
+    if data.dtype.kind in "iuf":
+        return torch.from_numpy(data)
+    width = {1: np.uint8, 2: np.uint16}[data.dtype.itemsize]
+    return torch.from_numpy(data.view(width)).view(getattr(torch, data.dtype.name))

@@ -160,6 +160,19 @@ VARIANTS = {
         },
         "glm4",
     ),
+    # Youtu-LLM: latent attention over dense layers, tied embeddings.
+    "youtu": Variant(
+        "Youtu",
+        {
+            **SIZES,
+            **LATENT,
+            "q_lora_rank": 56,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1600000.0},
+        },
+        "youtu",
+        dtype="BF16",
+    ),
     "mixtral": Variant(
         "Mixtral",
         {

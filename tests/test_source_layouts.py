@@ -20,12 +20,14 @@ from checkpoints import (
 )
 from quantized_checkpoints import Float8, PackedIntegers, quantize_checkpoint
 
+import localds
 from convert import Checkpoint, CheckpointError
 from convert.open import open_source
 from convert.tensors import omissions, plan
 from localds import _native
 from localds.gguf import GGMLType, GGUFFile
-from localds.gguf.write import TensorInfo, lay_out
+from localds.gguf.write import TensorInfo, lay_out, write_gguf
+from localds.memory.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,6 +182,23 @@ def test_prediction_layers_are_kept(tmp_path: Path) -> None:
         np.testing.assert_array_equal(whole(target), added[f"model.layers.3.{name}.weight"])
     others = {t.name.replace("blk.2.", "blk.3.") for t in source.targets if "blk.2." in t.name}
     assert kept.keys() == others | {name for name in kept if ".nextn." in name}
+
+
+def test_prediction_layers_do_not_take_part(tmp_path: Path) -> None:
+    """A file that has them computes what one without them does, in the same memory."""
+    folder, _ = with_prediction_layer(tmp_path)
+    files = []
+    for mtp in (False, True):
+        source = open_source(str(folder), mtp=mtp, pre="deepseek-v3")
+        tensors = {target.name: whole(target) for target in source.targets}
+        files.append(tmp_path / f"{mtp}.gguf")
+        metadata = {"general.architecture": source.architecture} | dict(source.metadata)
+        write_gguf(files[-1], metadata, tensors)
+    without, with_them = (localds.load(file) for file in files)
+    ids = list(range(40))
+    np.testing.assert_array_equal(with_them.logits(ids), without.logits(ids))
+    plans = [make_plan(GGUFFile.open(file), without.geometry, 64) for file in files]
+    assert plans[0] == plans[1]
 
 
 def test_prediction_layer_that_shares_its_tables(tmp_path: Path) -> None:

@@ -95,11 +95,7 @@ def lay_out(metadata: Mapping[str, WritableValue], tensors: Sequence[TensorInfo]
     `ValueError` for a key, value or tensor that the format cannot express.
     """
     alignment = metadata.get("general.alignment", ALIGNMENT)
-    if (
-        not isinstance(alignment, (int, np.integer))
-        or alignment < 8
-        or alignment & (alignment - 1)
-    ):
+    if not isinstance(alignment, (int, np.integer)) or alignment < 8 or alignment & (alignment - 1):
         raise ValueError(
             f"write GGUF: general.alignment is {alignment!r}; it must be a power of two from 8"
         )

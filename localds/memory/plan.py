@@ -64,7 +64,7 @@ class Plan:
 def make_plan(gguf: GGUFFile, geometry: Geometry, context: int, cache_type: str = "f16") -> Plan:
     """Plan for `context` tokens, at most what the model was made for."""
     return Plan(
-        parts=bytes_by_part(gguf),
+        parts=bytes_by_part(gguf, geometry.layers),
         context=min(context, geometry.context_length),
         cache_per_token=geometry.layers * row_bytes(cache_type, geometry.cache_width),
         runtime=_runtime_bytes(geometry),
@@ -88,11 +88,17 @@ def require_budget(plan: Plan, ram: int | str) -> None:
     )
 
 
-def bytes_by_part(gguf: GGUFFile) -> dict[str, int]:
-    """Bytes of the file's tensors by part, in the order of `PARTS`; parts without any left out."""
+def bytes_by_part(gguf: GGUFFile, layers: int) -> dict[str, int]:
+    """Bytes of the tensors that are used, by part in the order of `PARTS`; empty ones left out.
+
+    Layers from `layers` on, which predict more than one token at a time, are never loaded.
+    """
     patterns = {part: re.compile(pattern) for part, pattern in PARTS.items()}
     count: Counter[str] = Counter()
     for name, tensor in gguf.tensors.items():
+        block = re.match(r"blk\.(\d+)\.", name)
+        if block and int(block[1]) >= layers:
+            continue
         part = next((part for part, pattern in patterns.items() if pattern.match(name)), OTHER)
         count[part] += tensor.nbytes
     return {part: count[part] for part in (*PARTS, OTHER) if count[part]}

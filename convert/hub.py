@@ -27,7 +27,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 from convert.checkpoint import INDEX, SINGLE, CheckpointError, weight_map
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 DESCRIPTIONS = (
     "config.json",
@@ -62,14 +62,17 @@ class Snapshot:
     revision: str
 
 
-def fetch(repository: str, revision: str | None = None) -> Snapshot:
+def fetch(
+    repository: str, revision: str | None = None, check: Callable[[Path], None] = lambda _: None
+) -> Snapshot:
     """Download the checkpoint `repository` ("owner/name") as far as it is not there yet.
 
-    `revision` is a branch, a tag or a commit. Without a connection, what the cache holds is taken.
-    Raises `CheckpointError` if there is no such checkpoint, no access, or no room.
+    `revision` is a branch, a tag or a commit. `check` is called with the folder when all but the
+    weights are there, and may raise. Without a connection, what the cache holds is taken. Raises
+    `CheckpointError` if there is no such checkpoint, no access, or no room.
     """
     try:
-        return _fetch(repository, revision)
+        return _fetch(repository, revision, check)
     except GatedRepoError:
         raise CheckpointError(
             f"{repository}: access must be granted first; accept the terms on "
@@ -95,7 +98,7 @@ def fetch(repository: str, revision: str | None = None) -> Snapshot:
         ) from None
 
 
-def _fetch(repository: str, revision: str | None) -> Snapshot:
+def _fetch(repository: str, revision: str | None, check: Callable[[Path], None]) -> Snapshot:
     try:
         info = HfApi().model_info(repository, revision=revision)
     except HfHubHTTPError:
@@ -104,15 +107,11 @@ def _fetch(repository: str, revision: str | None) -> Snapshot:
         return _cached(repository, revision, error)
     commit = info.sha or revision or constants.DEFAULT_REVISION
     names = [sibling.rfilename for sibling in info.siblings or []]
-    wanted = _descriptions(names) + _weights(repository, commit, names)
+    descriptions, weights = _descriptions(names), _weights(repository, commit, names)
     try:
-        _check_room(repository, commit, wanted)
-        # By the name that was given, so that the cache knows it when there is no connection.
-        folder = Path(
-            snapshot_download(
-                repository, revision=revision, allow_patterns=wanted, max_workers=FILES_AT_ONCE
-            )
-        )
+        _check_room(repository, commit, descriptions + weights)
+        check(_download(repository, revision, descriptions))
+        folder = _download(repository, revision, weights)
     except HfHubHTTPError:
         raise
     except UNREACHABLE as error:
@@ -121,6 +120,14 @@ def _fetch(repository: str, revision: str | None) -> Snapshot:
             "run the same command again, the files that are complete are kept"
         ) from None
     return Snapshot(folder, repository, folder.name)
+
+
+def _download(repository: str, revision: str | None, names: list[str]) -> Path:
+    # By the name that was given, so that the cache knows it when there is no connection.
+    folder = snapshot_download(
+        repository, revision=revision, allow_patterns=names, max_workers=FILES_AT_ONCE
+    )
+    return Path(folder)
 
 
 def _descriptions(names: Sequence[str]) -> list[str]:

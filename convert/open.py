@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 
 from convert.checkpoint import Checkpoint, CheckpointError
+from convert.config import Config, language_model, read_json
 from convert.describe import checkpoint_metadata
 from convert.gguf_source import open_gguf
-from convert.metadata import ARCHITECTURES, model_class
+from convert.metadata import ARCHITECTURES, architecture_metadata, model_class
+from convert.quantization import read_quantization
 from convert.source import Source
 from convert.tensors import omissions, plan
+from convert.vocabulary import tokenizer_metadata
 
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^@\s]+))?")
 
@@ -39,7 +42,7 @@ def open_source(
     # The hub's library takes long to import, and most conversions have no use for it.
     from convert.hub import fetch
 
-    snapshot = fetch(hub_name[1], hub_name[2])
+    snapshot = fetch(hub_name[1], hub_name[2], lambda folder: _check(folder, mtp=mtp, pre=pre))
     return open_checkpoint(
         snapshot.folder,
         mtp=mtp,
@@ -47,6 +50,14 @@ def open_source(
         repository=snapshot.repository,
         revision=snapshot.revision,
     )
+
+
+def _check(folder: Path, *, mtp: bool, pre: str | None) -> None:
+    """Raise for a checkpoint that cannot be converted, before its weights are downloaded."""
+    config = language_model(Config(read_json(folder / "config.json")))
+    read_quantization(config)
+    architecture_metadata(config, mtp=mtp)
+    tokenizer_metadata(folder, config, model_class(config), pre)
 
 
 def open_checkpoint(

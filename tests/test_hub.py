@@ -18,6 +18,7 @@ from huggingface_hub import constants
 
 from convert import Checkpoint, CheckpointError
 from convert.hub import fetch
+from convert.open import open_source
 from convert.tensors import plan
 
 if TYPE_CHECKING:
@@ -90,6 +91,30 @@ SHARD = "model-00002-of-00002.safetensors"
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library waits before it asks again."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b'{"architectures": ["OtherForCausalLM"]}', "OtherForCausalLM"),
+        ("tokenizer.json", b"[]", "tokenizer"),
+    ],
+)
+def test_weights_are_not_fetched_in_vain(
+    hub: FakeHub, file: str, content: bytes, message: str
+) -> None:
+    hub.files[file] = content
+    with pytest.raises(CheckpointError, match=message):
+        open_source(NAME, pre="tekken")
+    assert not [name for name in hub.downloaded() if name.endswith(".safetensors")]
+
+
+def test_opens_by_name(hub: FakeHub) -> None:
+    source = open_source(f"{NAME}@main", pre="tekken")
+    assert source.metadata["localds.source"] == NAME
+    assert source.metadata["localds.revision"] == COMMIT
+    assert hub.downloaded()
+    assert len(source.targets) == 33
 
 
 @pytest.mark.usefixtures("impatient")

@@ -156,7 +156,7 @@ def _deepseek_experts(planner: Planner, config: Config, hf: str, gguf: str) -> N
 def _mixtral_layer(planner: Planner, config: Config, layer: int) -> None:
     hf, gguf = f"model.layers.{layer}.", f"blk.{layer}."
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    width = config.integer("head_dim", hidden // heads)
+    width = config.integer("head_dim", hidden // max(1, heads))
     if width % 2:
         raise CheckpointError(f"config.json: heads are {width} wide; rotation needs an even width")
     keys = config.integer("num_key_value_heads", heads)

@@ -405,6 +405,12 @@ def test_shape_that_does_not_fit(
         plan(Checkpoint(folder))
 
 
+def test_config_without_heads(tmp_path: Path) -> None:
+    folder = write_variant("mixtral", tmp_path, num_attention_heads=0)
+    with pytest.raises(CheckpointError, match=r"q_proj.weight' has shape \(64, 64\), but"):
+        plan(Checkpoint(folder))
+
+
 # Vocabulary
 
 

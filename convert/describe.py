@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from convert.config import language_model
 from convert.general import general_metadata
 from convert.metadata import architecture_metadata, model_class
 from convert.vocabulary import tokenizer_metadata
@@ -33,10 +32,10 @@ def checkpoint_metadata(
     for a folder in the hub's cache they are found. Raises `CheckpointError` for anything that is
     missing, damaged, or that GGUF cannot express.
     """
-    config = language_model(checkpoint.config)
+    config = checkpoint.text
     name = model_class(config)
     return (
         general_metadata(checkpoint.folder, config, targets, source, revision)
         | architecture_metadata(config, mtp=mtp)
-        | tokenizer_metadata(checkpoint.folder, config, name, pre)
+        | tokenizer_metadata(checkpoint.folder, checkpoint.config, name, pre)
     )

@@ -65,7 +65,9 @@ def special_metadata(
     known = {token["content"]: token["id"] for token in reversed(tokenizer.get("added_tokens", []))}
     ids = {role: known[text] for role, text in roles.texts.items() if settings and text in known}
     for role in _ROLES:
-        stated = config.integers(f"{role}_token_id") if f"{role}_token_id" in config else []
+        key = f"{role}_token_id"
+        part = config if key in config else config.section("text_config")
+        stated = part.integers(key) if key in part else []
         # Of several ends of text the first is the one; the others are found by their texts.
         if stated and (len(stated) == 1 or role == "eos"):
             ids.setdefault(role, stated[0])

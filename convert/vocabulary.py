@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert.config import CheckpointError, read_json
+from convert.config import CheckpointError, language_model, read_json
 from convert.fingerprint import find_pre
 from convert.sentencepiece import added_token, read_fallback_model, read_model
 from convert.special_tokens import special_metadata
@@ -41,7 +41,7 @@ def tokenizer_metadata(
     """
     if pre is not None and pre not in SPLITTINGS:
         raise CheckpointError(f"pre is {pre!r}; localds knows {', '.join(SPLITTINGS)}")
-    size = config.integer("vocab_size")
+    size = language_model(config).integer("vocab_size")
     keys = _read(folder, size, model_class, pre)
     if model_class == "MixtralForCausalLM":
         keys |= _space_prefix(folder)

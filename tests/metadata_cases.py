@@ -75,9 +75,10 @@ BOS_TEMPLATE = {
 class Case:
     """A checkpoint by its golden `shapes`, and how it is converted.
 
-    `files` writes the tokenizer and other files. `pre` is given to both converters. `options` are
-    llama.cpp's. `ours` are keys that we write otherwise, or (None) leave out, and `left_out` those
-    that we add: every difference is deliberate.
+    `files` writes the tokenizer and other files. `pre` is given to both converters. `extra_layer`
+    adds a multi-token-prediction layer, which `mtp` keeps; `options` are llama.cpp's. `text_part`
+    makes it the text part of a model that also sees. `ours` are keys that llama.cpp writes
+    otherwise or not at all: every difference is deliberate.
     """
 
     shapes: str
@@ -85,28 +86,55 @@ class Case:
     files: Callable[[Path], None]
     pre: str = "gpt-2"
     folder: str = "model"
+    extra_layer: bool = False
     mtp: bool = False
+    text_part: bool = False
     options: tuple[str, ...] = ()
     ours: dict[str, Any] = field(default_factory=dict)
 
 
 def write_case(case: Case, parent: Path) -> Path:
     """Write the checkpoint's folder into `parent`."""
-    vocabulary = case.config.get("vocab_size", VOCABULARY)
-    weights = {
-        name: np.zeros((vocabulary, *shape[1:]) if shape[0] == VOCABULARY else shape, np.float32)
-        for name, shape in golden_shapes(case.shapes).items()
-    }
     config = {k: v for k, v in (golden_config(case.shapes) | case.config).items() if v != "absent"}
+    shapes = golden_shapes(case.shapes)
+    if case.extra_layer:
+        shapes |= extra_layer(shapes, config["num_hidden_layers"], config["hidden_size"])
+    if case.text_part:
+        shapes = {f"language_model.{name}": shape for name, shape in shapes.items()}
+        # With the real type, kimi_k25, newer transformers read the ranks themselves, without the
+        # reserved tokens that the checkpoint's own code has.
+        root = {"architectures": ["KimiK25ForConditionalGeneration"], "model_type": "kimi_k2_5"}
+        config = {**root, "bos_token_id": 266, "text_config": config}
+    size = case.config.get("vocab_size", VOCABULARY)
+    weights = {
+        name: np.zeros([size if extent == VOCABULARY else extent for extent in shape], np.float32)
+        for name, shape in shapes.items()
+    }
     folder = write_checkpoint(parent / case.folder, config, weights, dtype="F16")
     case.files(folder)
     return folder
 
 
+def extra_layer(
+    shapes: dict[str, tuple[int, ...]], layers: int, hidden: int
+) -> dict[str, tuple[int, ...]]:
+    """A multi-token-prediction layer after `layers`: like the last one, and its own tensors."""
+    last, extra = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
+    copied = {name: shape for name, shape in shapes.items() if name.startswith(last)}
+    norms = dict.fromkeys(("enorm", "hnorm", "shared_head.norm"), (hidden,))
+    own = {"eh_proj": (hidden, 2 * hidden), **norms}
+    return {
+        **{name.replace(last, extra): shape for name, shape in copied.items()},
+        **{f"{extra}{name}.weight": shape for name, shape in own.items()},
+    }
+
+
 def our_metadata(case: Case, folder: Path) -> dict[str, Any]:
     """Our keys in the golden form, but for our own."""
     checkpoint = Checkpoint(folder)
-    keys = checkpoint_metadata(checkpoint, plan(checkpoint), pre=case.pre, mtp=case.mtp)
+    keys = checkpoint_metadata(
+        checkpoint, plan(checkpoint, mtp=case.mtp), pre=case.pre, mtp=case.mtp
+    )
     return {k: brief(*typed(v)) for k, v in keys.items() if not k.startswith("localds.")}
 
 
@@ -335,6 +363,12 @@ KIMI = {
     "bos_token_id": 265,
     "eos_token_id": 266,
 }
+GLM = {
+    "num_nextn_predict_layers": 1,
+    "bos_token_id": None,
+    "eos_token_id": [258, 259],
+    **SIGMOID,
+}
 DENSE = {
     "architectures": ["YoutuForCausalLM"],
     "model_type": "youtu",
@@ -371,12 +405,23 @@ CASES = {
     ),
     "glm-added-tokens": Case(
         "glm-4.7-flash",
-        {"num_nextn_predict_layers": 0, "eos_token_id": [258, 259], **SIGMOID},
+        GLM,
         glm_files,
         "glm4",
         "GLM-4.7-Flash",
+        extra_layer=True,
+        options=("--no-nextn",),
         # llama.cpp does not read mlp_layer_types, and takes the file for one without dense layers.
         ours={"deepseek2.leading_dense_block_count": ["UINT32", 1]},
+    ),
+    "glm-mtp": Case(
+        "glm-4.7-flash",
+        # As published, with the old key, which both read.
+        {**GLM, "mlp_layer_types": "absent", "first_k_dense_replace": 1},
+        glm_files,
+        "glm4",
+        extra_layer=True,
+        mtp=True,
     ),
     "mixtral-sentencepiece": Case(
         "mixtral",
@@ -392,5 +437,6 @@ CASES = {
         ours={"tokenizer.ggml.scores": ANY},
     ),
     "kimi-k2-tiktoken": Case("kimi-k2", KIMI, kimi_files, "kimi-k2", "Kimi-K2-Instruct"),
+    "kimi-k2.5": Case("kimi-k2", KIMI, kimi_files, "kimi-k2", "Kimi-K2.5", text_part=True),
     "youtu": Case("v2-dense", DENSE, plain_files, "youtu", "Youtu-LLM-2B-Base"),
 }

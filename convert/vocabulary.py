@@ -77,8 +77,7 @@ def _byte_level(folder: Path, data: dict[str, Any], size: int, pre: str | None) 
     tokenizer = _open(path)
     texts = {int(index): str(token) for token, index in data["model"]["vocab"].items()}
     types = dict.fromkeys(texts, TokenType.NORMAL)
-    for token in data.get("added_tokens", []):
-        index = int(token["id"])
+    for index, token in _added(folder, data).items():
         texts[index], types[index] = added_token(token | {"content": _spelled(tokenizer, token)})
     if max(texts, default=-1) >= size:
         raise CheckpointError(f"{path}: token id {max(texts)} is beyond vocab_size {size}")
@@ -89,6 +88,15 @@ def _byte_level(folder: Path, data: dict[str, Any], size: int, pre: str | None) 
         "tokenizer.ggml.tokens": [texts.get(index, f"[PAD{index}]") for index in range(size)],
         "tokenizer.ggml.token_type": np.array(kinds, np.int32),
         "tokenizer.ggml.merges": [_merge(merge) for merge in data["model"]["merges"]],
+    }
+
+
+def _added(folder: Path, data: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Added tokens by id; tokenizer_config.json may have more of them than tokenizer.json."""
+    settings = _settings(folder).get("added_tokens_decoder", {})
+    return {
+        **{int(index): token for index, token in settings.items()},
+        **{int(token["id"]): token for token in data.get("added_tokens", [])},
     }
 
 
@@ -112,8 +120,7 @@ def _spelled(tokenizer: Tokenizer, token: dict[str, Any]) -> str:
 
 
 def _bos(folder: Path, tokenizer: Tokenizer) -> int | None:
-    settings = folder / "tokenizer_config.json"
-    entry = read_json(settings).get("bos_token") if settings.is_file() else None
+    entry = _settings(folder).get("bos_token")
     text = entry.get("content") if isinstance(entry, dict) else entry
     return tokenizer.token_to_id(text) if isinstance(text, str) else None
 
@@ -125,7 +132,7 @@ def _merge(merge: str | list[str]) -> str:
 
 def _kimi_pre(folder: Path) -> str:
     """A tiktoken file has no splitter; Kimi's is in the code that comes with it."""
-    name = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    name = _settings(folder).get("tokenizer_class")
     if name == KIMI_CLASS:
         return "kimi-k2"
     raise CheckpointError(
@@ -135,6 +142,10 @@ def _kimi_pre(folder: Path) -> str:
 
 
 def _space_prefix(folder: Path) -> dict[str, Value]:
-    settings = folder / "tokenizer_config.json"
-    flag = read_json(settings).get("add_prefix_space") if settings.is_file() else None
+    flag = _settings(folder).get("add_prefix_space")
     return {"tokenizer.ggml.add_space_prefix": flag} if isinstance(flag, bool) else {}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.is_file() else {}

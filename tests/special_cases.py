@@ -6,7 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from checkpoints import added_token
-from metadata_cases import write_json
+from tokenizer_files import write_json
 
 if TYPE_CHECKING:
     from pathlib import Path

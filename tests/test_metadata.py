@@ -13,8 +13,9 @@ import gguf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metadata_cases import CASES, GOLDEN_METADATA, our_metadata, write_case, write_json
+from metadata_cases import CASES, GOLDEN_METADATA, our_metadata, write_case
 from special_cases import SPECIAL_CASES, SPECIAL_TEXTS, write_special_case
+from tokenizer_files import write_json
 
 from convert.config import CheckpointError, Config
 from convert.general import general_metadata

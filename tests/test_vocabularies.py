@@ -12,8 +12,8 @@ import pytest
 import tiktoken
 from checkpoints import added_token, tiny_tokenizer
 from corpus import CORPUS
-from metadata_cases import fallback_files, kimi_files, kimi_ranks, sentencepiece_files, write_json
 from sentencepiece import SentencePieceProcessor
+from tokenizer_files import fallback_files, kimi_files, kimi_ranks, sentencepiece_files, write_json
 from tokenizers import Tokenizer
 from vocabularies import DEEPSEEK_JSON, MIXTRAL_MODEL, package_file, tokenizer_of
 

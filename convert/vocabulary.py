@@ -7,7 +7,7 @@ checkpoint is never run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -43,10 +43,22 @@ def tokenizer_metadata(
         raise CheckpointError(f"pre is {pre!r}; localds knows {', '.join(SPLITTINGS)}")
     size = language_model(config).integer("vocab_size")
     keys = _read(folder, size, model_class, pre)
+    _check_texts(cast("list[str]", keys["tokenizer.ggml.tokens"]), folder)
     if model_class == "MixtralForCausalLM":
         keys |= _space_prefix(folder)
     glm = model_class == "Glm4MoeLiteForCausalLM"
     return keys | special_metadata(folder, config, size, glm=glm)
+
+
+def _check_texts(texts: list[str], folder: Path) -> None:
+    """No reader of GGUF takes two tokens of the same text, here or in llama.cpp."""
+    ids = {text: index for index, text in enumerate(texts)}
+    for index, text in enumerate(texts):
+        if ids[text] != index:
+            raise CheckpointError(
+                f"{folder}: tokens {index} and {ids[text]} are both {text!r} as GGUF spells them; "
+                "remove one from the checkpoint's added tokens"
+            )
 
 
 def _read(folder: Path, size: int, model_class: str, pre: str | None) -> dict[str, Value]:

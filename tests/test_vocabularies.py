@@ -143,6 +143,16 @@ def test_tokens_beyond_the_vocabulary(tmp_path: Path) -> None:
         metadata_of(tmp_path, 32002, MIXTRAL)
 
 
+def test_texts_that_become_the_same(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    flags = {"special": False, "normalized": False}
+    for index, text in ((266, "\u2581word"), (267, "\u0120word")):
+        tokenizer["added_tokens"].append(added_token(index, text, **flags))
+    write_json(tmp_path / "tokenizer.json", tokenizer)
+    with pytest.raises(CheckpointError, match="tokens 266 and 267 are both ' word'"):
+        metadata_of(tmp_path, 320)
+
+
 def test_broken_sentencepiece_model(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(base64.b64decode("AAAA"))
     with pytest.raises(CheckpointError, match=r"tokenizer\.model: not a SentencePiece model"):

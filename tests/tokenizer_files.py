@@ -85,7 +85,7 @@ def glm_files(folder: Path) -> None:
     tokenizer = tiny_tokenizer()
     texts = ["[gMASK]", "<|observation|>", "<|endoftext|>", "<pad>", "<\uff5cmark\uff5c>"]
     start = len(tokenizer["model"]["vocab"])
-    plain = ["<think>", "\u2581word", "\u0120word", "caf\u00e9"]
+    plain = ["<think>", "\u2581word", "\u0120other", "caf\u00e9"]
     tokenizer["added_tokens"] += [
         *(added_token(start + i, text, special=i == 0) for i, text in enumerate(texts)),
         *(

@@ -80,6 +80,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": yarn(1.0),
         },
     ),
+    # Dense layers of latent attention.
+    "youtu": (
+        "YoutuForCausalLM",
+        {
+            **{key: value for key, value in WIDE.items() if key != "moe_intermediate_size"},
+            "num_hidden_layers": 8,
+            "q_lora_rank": 256,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1600000.0},
+        },
+    ),
     "mixtral": (
         "MixtralForCausalLM",
         {
@@ -99,6 +109,7 @@ FLAT = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4_
 PRESETS = {
     "v2-lite": (*K_QUANTS, *FLAT),
     "v3": ("Q8_0", "Q4_K_M", "Q6_K", "Q2_K"),
+    "youtu": ("Q8_0", "Q4_K_M"),
     "mixtral": ("Q8_0", "Q4_K_M", "Q6_K", "Q2_K"),
 }
 # Other forms of the V3 model's file.
@@ -133,7 +144,7 @@ def latent_layer(config: dict[str, Any], layer: int) -> dict[str, tuple[int, ...
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     nope, rope = config["qk_nope_head_dim"], config["qk_rope_head_dim"]
     value, rank = config["v_head_dim"], config["kv_lora_rank"]
-    q_rank, experts = config.get("q_lora_rank"), config["n_routed_experts"]
+    q_rank, experts = config.get("q_lora_rank"), config.get("n_routed_experts", 0)
     tensors: dict[str, tuple[int, ...]] = {
         "self_attn.kv_a_proj_with_mqa": (rank + rope, hidden),
         "self_attn.kv_a_layernorm": (rank,),
@@ -146,7 +157,7 @@ def latent_layer(config: dict[str, Any], layer: int) -> dict[str, tuple[int, ...
         tensors["self_attn.q_b_proj"] = (heads * (nope + rope), q_rank)
     else:
         tensors["self_attn.q_proj"] = (heads * (nope + rope), hidden)
-    if layer < config["first_k_dense_replace"]:
+    if not experts or layer < config["first_k_dense_replace"]:
         return tensors | swiglu("mlp.", hidden, config["intermediate_size"])
     width = config["moe_intermediate_size"]
     tensors["mlp.gate"] = (experts, hidden)

@@ -10,7 +10,7 @@ from localds.gguf.metadata import Metadata, TypedMetadata
 from localds.gguf.parse import Part, open_part
 from localds.gguf.tensor import Tensor
 
-_PART_NAME = re.compile(r"(?P<prefix>.+)-\d{5}-of-\d{5}\.gguf", re.DOTALL)
+PART_NAME = re.compile(r"(?P<prefix>.+)-\d{5}-of-\d{5}\.gguf", re.DOTALL)
 
 
 def open_parts(path: Path) -> list[Part]:
@@ -25,7 +25,7 @@ def open_parts(path: Path) -> list[Part]:
         return [first]
     if count > 99999:
         raise head.wrong("split.count", f"is {count}, too many to be numbered")
-    name = _PART_NAME.fullmatch(path.name)
+    name = PART_NAME.fullmatch(path.name)
     prefix = name["prefix"] if name else "PREFIX"
     number = head.integer("split.no")
     if number != 0:

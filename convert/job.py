@@ -98,7 +98,7 @@ class Job:
         metadata: dict[str, Value] = {
             "general.architecture": source.architecture,
             **source.metadata,
-            "general.file_type": file_type(recipe),
+            "general.file_type": file_type(recipe, types),
         }
         if importance is not None:
             metadata |= importance.metadata

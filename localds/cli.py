@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from localds import __version__
-from localds.commands import bench, chat, imatrix, inspect
+from localds.commands import bench, chat, convert, imatrix, inspect
 from localds.commands import eval as evaluate
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("chat")(chat.chat)
 app.command("inspect")(inspect.inspect)
 app.command("bench", cls=bench.ListOptions)(bench.bench)
+app.command("convert")(convert.convert)
 app.command("imatrix")(imatrix.imatrix)
 app.command("eval")(evaluate.evaluate)
 

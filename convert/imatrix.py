@@ -154,8 +154,8 @@ def _read_gguf(path: Path) -> Importance:
         with GGUFFile.open(path) as file:
             if file.text("general.type", "model") != "imatrix":
                 raise CheckpointError(
-                    f"{path}: a {file.text('general.type', 'model')}, not an importance matrix; "
-                    "make one with `localds imatrix`"
+                    f"{path}: a file of type {file.text('general.type', 'model')!r}, not an "
+                    "importance matrix; make one with `localds imatrix`"
                 )
             floats = {
                 name: np.frombuffer(tensor.data.tobytes(), np.float32)

@@ -67,7 +67,7 @@ def apply_keeps(targets: Sequence[Target], keeps: Sequence[str]) -> list[GGMLTyp
                 raise ValueError(
                     f"--keep {keep}: rows of {targets[i].name} have {targets[i].columns} "
                     f"elements, no multiple of the {kind.block_elements} of {kind.name}; choose a "
-                    "type with smaller blocks, such as Q8_0"
+                    "type with smaller blocks, such as Q8_0, or F16"
                 )
             result[i] = kind
     return result

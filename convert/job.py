@@ -99,6 +99,7 @@ class Job:
             "general.architecture": source.architecture,
             **source.metadata,
             "general.file_type": file_type(recipe, types),
+            "localds.recipe": ", ".join([recipe, *keep]),
         }
         if importance is not None:
             metadata |= importance.metadata

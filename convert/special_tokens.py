@@ -78,7 +78,7 @@ def special_metadata(
         f"tokenizer.ggml.{_KEYS[role]}_token_id": ids[role] for role in _KEYS if role in ids
     }
     keys |= {
-        f"tokenizer.ggml.add_{role}_token": roles.add[role] for role in _ADDED & roles.add.keys()
+        f"tokenizer.ggml.add_{role}_token": roles.add[role] for role in _ADDED if role in roles.add
     }
     return keys | template_metadata(folder, settings)
 

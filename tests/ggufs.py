@@ -7,12 +7,15 @@ It shares no code with the reader, and writes nonsense as readily as sense:
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from localds.gguf import GGUFFile
 
 KINDS = {
     "u8": (0, "B"),
@@ -177,3 +180,13 @@ def _kind_of(value: Any) -> tuple[str, Any]:
     if isinstance(value, str | bytes):
         return "string", value
     return "array", value
+
+
+def spoil(path: Path, tensor: str, index: int) -> Path:
+    """Make one value of a float32 tensor NaN, which no converter would write."""
+    with GGUFFile.open(path) as file:
+        offset = file.tensors[tensor].offset + 4 * index
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(struct.pack("<f", math.nan))
+    return path

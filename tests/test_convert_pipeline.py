@@ -305,7 +305,7 @@ KILLED = """
 
 
 def start_killed(folder: Path, split: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(folder), str(split)]
+    command = [sys.executable, "-P", "-c", textwrap.dedent(KILLED), str(folder), str(split)]
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -420,7 +420,7 @@ def test_a_limit_on_file_sizes(tmp_path: Path) -> None:
     """
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        [sys.executable, "-P", "-c", textwrap.dedent(script)],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
     assert "File too large while writing token_embd.weight" in done.stdout, done.stderr
@@ -494,7 +494,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        [sys.executable, "-P", "-c", textwrap.dedent(script)],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

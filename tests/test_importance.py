@@ -10,6 +10,7 @@ import layer_oracle as oracle
 import numpy as np
 import pytest
 from checkpoints import VARIANTS, golden_config, golden_shapes, make_weights, write_checkpoint
+from ggufs import spoil
 from typer.testing import CliRunner
 
 import localds
@@ -124,10 +125,9 @@ def test_experts_that_were_never_reached(model: Model) -> None:
 
 def variant_with_nan(folder: Path) -> Path:
     weights = make_weights(golden_shapes("v3"), VARIANTS["v3"].seed)
-    weights["model.layers.1.input_layernorm.weight"][3] = np.nan
     write_checkpoint(folder / "checkpoint", golden_config("v3"), weights)
     convert_checkpoint(folder / "checkpoint", folder / "nan.gguf", pre=VARIANTS["v3"].pre)
-    return folder / "nan.gguf"
+    return spoil(folder / "nan.gguf", "blk.1.attn_norm.weight", 3)
 
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:

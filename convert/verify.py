@@ -42,20 +42,29 @@ BOUNDS = {
     GGMLType.Q2_K: 0.6,
 }
 
+ROW_BOUND = 0.9
+"""The same for a single row of whatever type: of a row of zeros or of other values it is 1 or more.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One tensor: the root of its relative squared error, and whether its type explains it."""
+    """One tensor: the root of its relative squared error, and whether its type explains it.
+
+    `row_error` is that of its worst row; a row that is small beside its neighbours counts as a
+    tenth of them.
+    """
 
     name: str
     kind: GGMLType
     error: float
+    row_error: float
     source_bytes: int
 
     @property
     def plausible(self) -> bool:
-        """Whether the error is no larger than rounding to the type makes it."""
-        return self.error <= BOUNDS.get(self.kind, 0.0)
+        """Whether the errors are no larger than rounding to the type makes them."""
+        return self.error <= BOUNDS.get(self.kind, 0.0) and self.row_error <= ROW_BOUND
 
 
 def verify(source: Source, path: Path) -> Iterator[Check]:
@@ -76,19 +85,26 @@ def verify(source: Source, path: Path) -> Iterator[Check]:
                 raise CheckpointError(
                     f"{path}: {target.name} should be {target.shape}, but the file {found}"
                 )
-            yield Check(target.name, tensor.type, _error(target, tensor), target.source_bytes)
+            yield Check(target.name, tensor.type, *_errors(target, tensor), target.source_bytes)
 
 
-def _error(target: Target, tensor: Tensor) -> float:
-    difference = total = 0.0
+def _errors(target: Target, tensor: Tensor) -> tuple[float, float]:
+    """The relative error of the whole tensor, and of its worst row."""
+    difference = total = worst = 0.0
     for block in target.blocks():
         stored = _stored(tensor, target, block)
         # NaN and infinities in the file make the sum so, and fail every bound.
-        difference += float(np.square(block.data - stored, dtype=np.float64).sum())
-        total += float(np.square(block.data, dtype=np.float64).sum())
+        wrong = np.square(block.data - stored, dtype=np.float64).sum(axis=1)
+        squares = np.square(block.data, dtype=np.float64).sum(axis=1)
+        difference += float(wrong.sum())
+        total += float(squares.sum())
+        smallest = max(float(squares.mean()) / 100, 1e-300)
+        worst = max(worst, float((wrong / np.maximum(squares, smallest)).max()))
     if not math.isfinite(difference):
-        return math.inf
-    return math.sqrt(difference / total) if total > 0 else math.inf if difference else 0.0
+        return math.inf, math.inf
+    if total == 0:
+        return (math.inf, math.inf) if difference else (0.0, 0.0)
+    return math.sqrt(difference / total), math.sqrt(worst)
 
 
 def _stored(tensor: Tensor, target: Target, block: Block) -> NDArray[np.float32]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_variant("v3", tmp_path_factory.mktemp("checkpoint") / "v3")
 
 
-def run(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
+def run(tmp_path: Path, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "localds", "convert", "--pre", "deepseek-v3"]
     return subprocess.run(
-        [*command, *map(str, words)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, *map(str, words)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | variables,
     )
 
 
@@ -55,6 +63,70 @@ def test_verify_finds_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "blk.1.attn_output.weight" in done.stdout
     assert "1 tensors are not what the source holds" in done.stderr
+
+
+def test_verify_finds_one_wrong_row(folder: Path, tmp_path: Path) -> None:
+    """A row of zeros among 320 changes the whole tensor less than rounding to Q4_0 may."""
+    assert run(tmp_path, folder, "-o", "m.gguf", "--type", "Q4_0").returncode == 0
+    with GGUFFile.open(tmp_path / "m.gguf") as file:
+        tensor = file.tensors["token_embd.weight"]
+        offset, row = tensor.offset, tensor.nbytes // 320
+    with (tmp_path / "m.gguf").open("r+b") as stream:
+        stream.seek(offset + 100 * row)
+        stream.write(bytes(row))
+    done = run(tmp_path, folder, "-o", "m.gguf", "--verify")
+    assert done.returncode == 1
+    assert "token_embd.weight" in done.stdout
+    assert "1.00000" in done.stdout
+
+
+def test_the_same_bytes_every_time(tmp_path: Path) -> None:
+    """A resumption finds the header that it left only where no set decides the order of keys."""
+    folder = write_variant("v3", tmp_path / "v3")
+    added = {"add_bos_token": True, "add_eos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(added))
+    files = set()
+    for seed in "0123":
+        done = run(
+            tmp_path, folder, "-o", "m.gguf", "--type", "Q8_0", "--force", PYTHONHASHSEED=seed
+        )
+        assert done.returncode == 0, done.stderr
+        files.add((tmp_path / "m.gguf").read_bytes())
+    assert len(files) == 1
+
+
+INTERRUPTED = """
+    import os, signal
+    import convert.pipeline as pipeline
+    from localds.cli import main
+    real = pipeline.quantize
+    def quantize(target, *rest):
+        if target.name == "blk.2.attn_output.weight":
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(target, *rest)
+    pipeline.quantize = quantize
+    main()
+"""
+
+
+def test_ctrl_c_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
+    words = ["convert", str(folder), "--pre", "deepseek-v3", "-o", "m.gguf", "--type", "Q4_K_M"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(INTERRUPTED), *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("run the same command with --resume to go on")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf.part", "m.gguf.part.json"]
+    assert json.loads((tmp_path / "m.gguf.part.json").read_text())["done"] > 0
+    assert run(tmp_path, *words[1:], "--resume").returncode == 0
+    words[words.index("m.gguf")] = "whole.gguf"
+    assert run(tmp_path, *words[1:]).returncode == 0
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 
 @pytest.mark.parametrize(

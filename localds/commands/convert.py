@@ -138,11 +138,15 @@ def _verify(model: Source, path: Path) -> None:
             checks.append(check)
             progress.advance(target, check.source_bytes)
     wrong = [check for check in checks if not check.plausible]
-    typer.echo(f"{len(checks)} tensors compared with {model.path}; the largest relative errors:")
+    typer.echo(
+        f"{len(checks)} tensors compared with {model.path}; the largest relative errors, "
+        "of a tensor and of its worst row:"
+    )
     worst = sorted(checks, key=lambda check: check.error, reverse=True)[:_WORST]
     for check in wrong[:_WORST] or worst:
         mark = "" if check.plausible else "  more than rounding to this type explains"
-        typer.echo(f"  {check.name:<40}{check.kind.name:<8}{check.error:.5f}{mark}")
+        errors = f"{check.error:.5f}  {check.row_error:.5f}"
+        typer.echo(f"  {check.name:<40}{check.kind.name:<8}{errors}{mark}")
     if wrong:
         raise ValueError(
             f"{path}: {len(wrong)} tensors are not what the source holds; convert it again"

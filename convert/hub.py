@@ -8,23 +8,16 @@ work as everywhere.
 from __future__ import annotations
 
 import fnmatch
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (  # type: ignore[attr-defined]
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from convert.checkpoint import INDEX, SINGLE, CheckpointError, weight_map
+from localds.hub.cache import shortage
+from localds.hub.errors import UNREACHABLE, describe, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,9 +42,6 @@ DESCRIPTIONS = (
 # begins with whole files: few at once means little to fetch twice.
 FILES_AT_ONCE = 2
 
-UNREACHABLE = (HTTPError, OSError)
-"""What the hub library raises where there is no answer; answers are `HfHubHTTPError`."""
-
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -73,29 +63,9 @@ def fetch(
     """
     try:
         return _fetch(repository, revision, check)
-    except GatedRepoError:
-        raise CheckpointError(
-            f"{repository}: access must be granted first; accept the terms on "
-            f"{constants.ENDPOINT}/{repository}, then log in with `hf auth login` or set HF_TOKEN"
-        ) from None
-    except RevisionNotFoundError:
-        raise CheckpointError(
-            f"{repository}: no revision {revision!r}; leave out @{revision} for the newest"
-        ) from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            f"{repository}: no such folder or file here, and no such model on "
-            f"{constants.ENDPOINT}; check the spelling, and for a private model log in with "
-            "`hf auth login` or set HF_TOKEN"
-        ) from None
-    except HFValidationError as error:
-        raise CheckpointError(f"{repository}: {error}") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no"
-        raise CheckpointError(
-            f"{repository}: {constants.ENDPOINT} answered with status {status}; try again later, "
-            "the files that are complete are kept"
-        ) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        problem = explain(error, repository, revision, nearby="no such folder or file here, and ")
+        raise CheckpointError(str(problem)) from None
 
 
 def _fetch(repository: str, revision: str | None, check: Callable[[Path], None]) -> Snapshot:
@@ -116,7 +86,7 @@ def _fetch(repository: str, revision: str | None, check: Callable[[Path], None])
         raise
     except UNREACHABLE as error:
         raise CheckpointError(
-            f"{repository}: the download stopped ({_describe(error)}); "
+            f"{repository}: the download stopped ({describe(error)}); "
             "run the same command again, the files that are complete are kept"
         ) from None
     return Snapshot(folder, repository, folder.name)
@@ -156,14 +126,9 @@ def _weights(repository: str, commit: str, names: Sequence[str]) -> list[str]:
 def _check_room(repository: str, commit: str, wanted: list[str]) -> None:
     files = snapshot_download(repository, revision=commit, allow_patterns=wanted, dry_run=True)
     needed = sum(file.file_size or 0 for file in files if file.will_download)
-    cache = Path(constants.HF_HUB_CACHE)
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise CheckpointError(
-            f"{repository}: {needed / 1e9:.1f} GB are still to be downloaded, but {cache} has room "
-            f"for {free / 1e9:.1f} GB; free some, or set HF_HOME to a folder on a larger disk"
-        )
+    short = shortage(needed)
+    if short:
+        raise CheckpointError(f"{repository}: {short}")
 
 
 def _cached(repository: str, revision: str | None, problem: Exception) -> Snapshot:
@@ -176,11 +141,7 @@ def _cached(repository: str, revision: str | None, problem: Exception) -> Snapsh
         )
     except LocalEntryNotFoundError:
         raise CheckpointError(
-            f"{repository}: cannot reach {constants.ENDPOINT} ({_describe(problem)}), and "
+            f"{repository}: cannot reach {constants.ENDPOINT} ({describe(problem)}), and "
             f"{constants.HF_HUB_CACHE} holds no copy; go online, or give a folder"
         ) from None
     return Snapshot(folder, repository, folder.name)
-
-
-def _describe(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from localds import __version__
-from localds.commands import bench, chat, convert, imatrix, inspect
+from localds.commands import bench, chat, convert, imatrix, inspect, pull, rm
 from localds.commands import eval as evaluate
+from localds.commands import list as listing
 
 app = typer.Typer(
     name="localds",
@@ -20,6 +21,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("chat")(chat.chat)
+app.command("list")(listing.list_models)
+app.command("pull")(pull.pull)
+app.command("rm")(rm.rm)
 app.command("inspect")(inspect.inspect)
 app.command("bench", cls=bench.ListOptions)(bench.bench)
 app.command("convert")(convert.convert)

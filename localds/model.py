@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from localds import _native, models
+from localds.catalog.resolve import find_model
 from localds.gguf import GGUFFile
 from localds.memory.latents import LatentCache
 from localds.memory.plan import make_plan, require_budget
@@ -94,14 +95,16 @@ def load(
     *,
     threads: int | None = None,
 ) -> Model:
-    """Load a GGUF file (of a split file, the first part).
+    """Load a model: a GGUF file (of a split file, the first part), or one that is installed.
 
+    `path` may be a name as `localds list` shows it, NAME[:QUANT], or owner/repository[:QUANT].
     `device` is "auto" or "cpu". `ram` is a limit in bytes, or a size such as "12GiB", on what the
     model takes resident; `vram` is one on GPU memory and needs a GPU device. `threads` defaults to
     the physical cores that this process may use.
 
     Raises `GGUFError` for a file that is broken or cannot be run, `TokenizerError` for its
-    vocabulary, `BudgetError` for a budget that does not hold it, `ValueError` for the arguments.
+    vocabulary, `BudgetError` for a budget that does not hold it, `NotInstalledError` for a name
+    that must be pulled first, `ValueError` for the arguments.
     """
     if device not in ("auto", "cpu"):
         raise ValueError(f"device {device!r} is not available; this build computes on 'cpu'")
@@ -109,7 +112,7 @@ def load(
         raise ValueError("vram is a limit on GPU memory, but the device is the CPU; leave it out")
     if threads is not None and not 1 <= threads <= 1024:
         raise ValueError(f"threads is {threads}; it must be from 1 to 1024")
-    gguf = GGUFFile.open(path)
+    gguf = GGUFFile.open(find_model(path).path if isinstance(path, str) else path)
     if ram is not None:
         require_budget(make_plan(gguf, models.read_geometry(gguf), DEFAULT_CONTEXT), ram)
     _native.set_threads(threads or _native.default_threads())

@@ -6,7 +6,7 @@ import re
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _BINARY_UNITS = {"ki": 1024, "mi": 1024**2, "gi": 1024**3, "ti": 1024**4}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]i?)?(?:b|bytes)?\s*", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
@@ -24,6 +24,7 @@ def format_size(size: float) -> str:
     """A size in binary units with three digits: "10.4 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+            digits = ".0f" if unit == "B" or size >= 100 else ".3g"
+            return f"{size:{digits}} {unit}"
         size /= 1024
     return f"{size:.3g} TiB"

@@ -1,4 +1,4 @@
-"""A small complete model, made once per run."""
+"""A small complete model, made once per run, and folders in place of the user's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 from checkpoints import VARIANTS, golden_config, golden_shapes, make_weights, write_checkpoint
+from hub_home import home, model_hub
 
 from convert import convert_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+__all__ = ["home", "model_hub"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Folders for settings and state in place of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CONFIG", "STATE", "CACHE"):
+            patch.setenv(f"XDG_{name}_HOME", str(tmp_path_factory.mktemp(name.lower())))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -41,12 +41,13 @@ def fails(done: subprocess.CompletedProcess[str], status: int, message: str) -> 
 def test_help_lists_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("chat", "inspect", "bench", "imatrix", "eval"):
+    for command in ("chat", "list", "pull", "rm", "inspect", "bench", "imatrix", "eval"):
         assert command in done.stdout
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, localds.cli; print(sorted({'numpy','rich','jinja2'} & set(sys.modules)))"
+    heavy = {"numpy", "rich", "jinja2", "huggingface_hub", "platformdirs"}
+    code = f"import sys, localds.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
@@ -133,7 +134,7 @@ def test_bench_measures_every_depth(tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["chat"], "Missing argument"),
+        (["inspect"], "Missing argument"),
         (["chat", "x.gguf", "--temp", "hot"], "Invalid value"),
         (["chat", "x.gguf", "--logit-bias", "five"], "write a token id and a number"),
         (["bench", "x.gguf", "-p", "many"], "Invalid value"),

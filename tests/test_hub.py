@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from checkpoints import write_variant
-from fake_hub import COMMIT, FakeHub
+from fake_hub import COMMIT, FakeHub, closed_port, go_to
 from huggingface_hub import constants
 
 from convert import Checkpoint, CheckpointError
@@ -53,13 +52,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with FakeHub(NAME, files | dict.fromkeys(UNWANTED, b"unwanted")) as hub:
         go_to(hub.url, monkeypatch)
         yield hub
-
-
-def go_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT does at the start of a program."""
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", url)
 
 
 def test_fetches_what_is_needed(hub: FakeHub) -> None:
@@ -155,13 +147,6 @@ def test_without_connection_takes_what_is_there(monkeypatch: pytest.MonkeyPatch)
     assert fetch(NAME).folder == snapshot.folder
     with pytest.raises(CheckpointError, match=r"cannot reach http://127.* no copy; go online"):
         fetch("owner/another")
-
-
-def closed_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(

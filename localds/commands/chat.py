@@ -7,15 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localds.commands.common import CacheType, Context, ModelFile, Ram, Threads, clear_errors
+from localds.commands.common import (
+    MODEL_HELP,
+    CacheType,
+    Context,
+    Ram,
+    Threads,
+    clear_errors,
+    say,
+)
 
 if TYPE_CHECKING:
+    from localds.catalog.resolve import Found
     from localds.model import Model
     from localds.session import Session
 
 
 def chat(
-    model: ModelFile,
+    model: Annotated[
+        str | None, typer.Argument(help=f"{MODEL_HELP} Default: the one used last.")
+    ] = None,
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", "-p", help="Answer this once. Piped input is added after it."),
@@ -79,14 +90,46 @@ def chat(
     options = {"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling}
     with clear_errors():
         question = _with_piped_input(prompt)
+        from localds.catalog.resolve import find_model
         from localds.model import load
 
-        with load(model, ram=ram, threads=threads) as loaded:
+        found = find_model(model)
+        if model is None:
+            say(_announce(found))
+        with load(found.path, ram=ram, threads=threads) as loaded:
+            _remember(found)
             session = loaded.session(context, cache_type=cache_type)
             if question is None:
                 _converse(loaded, session, system, options)
             else:
                 _answer(session, question, system, options, raw=raw)
+
+
+def _announce(found: Found) -> str:
+    """Which model it is where none was named, and of the demo, how to get a real one."""
+    from localds.catalog.known import SUGGESTION
+    from localds.catalog.resolve import How
+
+    match found.how:
+        case How.DEMO:
+            remedy = f"localds list, then localds pull {SUGGESTION}"
+        case How.DEMO_AMONG_OTHERS:
+            remedy = "localds chat NAME, with a name from localds list"
+        case _:
+            return f"localds: using {found.title}, {found.how}"
+    return (
+        f"localds: {found.how}, so this is the built-in demo, a guide to localds; "
+        f"for a real model: {remedy}"
+    )
+
+
+def _remember(found: Found) -> None:
+    """So that the next chat needs no name; the demo is never remembered."""
+    from localds.catalog.resolve import How
+    from localds.settings import LastUsed, remember
+
+    if found.how in (How.FILE, How.NAME, How.ONLY):
+        remember(LastUsed(found.path.absolute(), found.title))
 
 
 def _parse_bias(entries: list[str]) -> dict[int, float]:

@@ -11,7 +11,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ModelFile = Annotated[str, typer.Argument(help="A GGUF file; of a split one, the first part.")]
+MODEL_HELP = "A GGUF file (of a split one, the first part), or an installed model: NAME[:QUANT]."
+ModelFile = Annotated[str, typer.Argument(help=MODEL_HELP)]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", min=1, max=1024, help="Threads. Default: physical cores."),
@@ -32,6 +33,11 @@ def fail(message: object) -> NoReturn:
     """Print one message to stderr and exit with status 1."""
     typer.echo(f"localds: error: {message}", err=True)
     raise typer.Exit(1)
+
+
+def say(line: str) -> None:
+    """Print one line to stderr."""
+    typer.echo(line, err=True)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def convert(
         Path | None, typer.Option("--output", "-o", help="Default: NAME-TYPE.gguf here.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option("--type", "-t", help="A preset such as Q4_K_M, or a size: fit:12GiB.")
+        str, typer.Option("--type", help="A preset such as Q4_K_M, or a size: fit:12GiB.")
     ] = "Q4_K_M",
     keep: Annotated[
         list[str] | None,

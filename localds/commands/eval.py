@@ -21,7 +21,9 @@ def evaluate(
     text: Annotated[Path, typer.Argument(help="A UTF-8 text, such as wikitext's wiki.test.raw.")],
     against: Annotated[
         str | None,
-        typer.Option("--against", help="A reference: the same model with less quantization."),
+        typer.Option(
+            "--against", help="A reference, named like MODEL: the same with less quantization."
+        ),
     ] = None,
     context: Annotated[
         int, typer.Option("--context", "-c", min=4, help="Tokens in a window.")

@@ -44,12 +44,14 @@ def imatrix(
     """
     with clear_errors():
         import localds
+        from localds.catalog.resolve import find_model
         from localds.importance import Collector
         from localds.windows import cut, read_text
 
-        _check_output(output, model)
+        path = find_model(model).path
+        _check_output(output, path)
         words = read_text(text)
-        with localds.load(model, threads=threads) as loaded:
+        with localds.load(path, threads=threads) as loaded:
             windows = cut(loaded, words, chunk_size, chunks)
             collector = Collector(loaded, output_weight=output_weight)
             saver = _Saver(collector, output, str(text), chunk_size)
@@ -99,7 +101,7 @@ class _Saver:
             self.save()
 
 
-def _check_output(output: Path, model: str) -> None:
+def _check_output(output: Path, model: Path) -> None:
     """Fail before the work rather than after it."""
     if not output.parent.is_dir():
         raise ValueError(f"{output}: there is no folder {output.parent}; create it first")

@@ -28,12 +28,13 @@ def inspect(
     ] = False,
 ) -> None:
     """Show a model's geometry, quantization, and the memory it takes."""
+    from localds.catalog.resolve import find_model
     from localds.gguf import GGUFFile
     from localds.memory.plan import available_memory, make_plan, require_budget
     from localds.models import read_geometry
     from localds.session import DEFAULT_CONTEXT
 
-    with clear_errors(), GGUFFile.open(model) as gguf:
+    with clear_errors(), GGUFFile.open(find_model(model).path) as gguf:
         geometry = read_geometry(gguf)
         plan = make_plan(gguf, geometry, context or DEFAULT_CONTEXT, cache_type)
         report = _report(gguf, geometry, plan, cache_type, available_memory())

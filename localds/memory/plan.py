@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from localds.memory.latents import row_bytes
 from localds.units import format_size, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from localds.gguf import GGUFFile
     from localds.models.geometry import Geometry
 
@@ -26,6 +29,9 @@ PARTS = {
     "output": r"output",
 }
 OTHER = "other"
+
+ALLOWANCE = 1_000_000_000
+"""Bytes beside the weights: 8192 tokens of latent cache (0.25 to 0.6 GB) and the runtime."""
 
 
 class BudgetError(ValueError):
@@ -104,6 +110,24 @@ def bytes_by_part(gguf: GGUFFile, layers: int) -> dict[str, int]:
     return {part: count[part] for part in (*PARTS, OTHER) if count[part]}
 
 
+def estimate(file_bytes: int) -> int:
+    """Bytes of memory that a model wants, by the size of its file alone.
+
+    Good enough to choose what to download; `make_plan` knows exactly once the file is there.
+    """
+    return file_bytes + ALLOWANCE
+
+
+def total_memory() -> int | None:
+    """Bytes of RAM that this process could have: the machine's, or a cgroup's limit below it."""
+    try:
+        installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+    limits = (_read_limit(limit) for limit, _ in _cgroup_files())
+    return min([installed, *(limit for limit in limits if limit is not None)])
+
+
 def available_memory() -> int | None:
     """Bytes that this process may still take: free RAM and every cgroup limit above it.
 
@@ -134,11 +158,16 @@ def _free_ram() -> int | None:
 
 def _cgroup_room() -> list[int]:
     """Room left under the memory limits of this process's cgroups, ancestors included."""
+    rooms = (_room(limit, usage) for limit, usage in _cgroup_files())
+    return [room for room in rooms if room is not None]
+
+
+def _cgroup_files() -> Iterator[tuple[Path, Path]]:
+    """The files with limit and usage of this process's cgroups, ancestors included."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return []
-    rooms = []
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # cgroup v2
@@ -152,15 +181,20 @@ def _cgroup_room() -> list[int]:
         for level in (folder, *folder.parents):
             if level != root and root not in level.parents:
                 break
-            room = _room(level / limit, level / usage)
-            if room is not None:
-                rooms.append(room)
-    return rooms
+            yield level / limit, level / usage
 
 
 def _room(limit: Path, usage: Path) -> int | None:
+    allowed = _read_limit(limit)
     try:
-        allowed, used = limit.read_text().strip(), int(usage.read_text())
+        return None if allowed is None else max(allowed - int(usage.read_text()), 0)
     except (OSError, ValueError):
         return None
-    return None if allowed == "max" else max(int(allowed) - used, 0)
+
+
+def _read_limit(limit: Path) -> int | None:
+    """A cgroup's limit in bytes; None where it has none, which is written "max"."""
+    try:
+        return int(limit.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""Models by name: the known ones, the installed ones, and how one becomes the other and back."""

@@ -1,7 +1,9 @@
-"""A small complete model, made once per run, and folders in place of the user's."""
+"""Small complete models, and folders in place of the user's."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,12 +11,15 @@ from checkpoints import VARIANTS, golden_config, golden_shapes, make_weights, wr
 from hub_home import home, model_hub
 
 from convert import convert_checkpoint
+from localds.catalog.resolve import DEMO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 __all__ = ["home", "model_hub"]
+
+# `training` is not installed. At the end, so that the installed localds is what is tested.
+sys.path.append(str(Path(__file__).parent.parent))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,3 +41,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "tiny.gguf"
     convert_checkpoint(folder / "checkpoint", path, pre=variant.pre)
     return path
+
+
+@pytest.fixture(scope="session")
+def guide_path() -> Path:
+    """The model in the box: trained, with real routing and real text."""
+    return DEMO

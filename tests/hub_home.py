@@ -18,7 +18,7 @@ REPOSITORY = "owner/Tiny-Chat-GGUF"
 
 def content(seed: int, size: int) -> bytes:
     """The same arbitrary bytes on every run."""
-    return random.Random(seed).randbytes(size)  # noqa: S311
+    return random.Random(seed).randbytes(size)
 
 
 SMALL = "Tiny-Chat-Q4_K_M.gguf"

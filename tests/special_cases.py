@@ -18,7 +18,7 @@ ROLES = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"]
 
 def write_special_case(index: int, folder: Path) -> dict[str, Any]:
     """Write tokenizer.json, tokenizer_config.json and config.json; return the last."""
-    random = Random(index)  # noqa: S311  reproducible, not secret
+    random = Random(index)
     processors: list[dict[str, Any]] = []
     if random.random() < 0.3:
         processors.append({"type": "ByteLevel"})

@@ -324,7 +324,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, split
     whole = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
     for name in whole:
         (tmp_path / name).unlink()
-    moments = random.Random(5)  # noqa: S311 - moments, not secrets
+    moments = random.Random(5)
     reached = []
     status = -signal.SIGKILL
     while status == -signal.SIGKILL and len(reached) < 8:

@@ -65,10 +65,9 @@ def installed(home: Path, tiny_model: Path) -> Path:
 @pytest.fixture
 def demo(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A built-in model."""
-    (tmp_path / "package" / "demo").mkdir(parents=True)
-    path = tmp_path / "package" / resolve.DEMO
+    path = tmp_path / "demo.gguf"
     path.write_bytes(tiny_model.read_bytes())
-    monkeypatch.setattr(resolve, "files", lambda _: tmp_path / "package")
+    monkeypatch.setattr(resolve, "DEMO", path)
     return path
 
 
@@ -189,7 +188,7 @@ def test_the_default_model(home: Path, demo: Path) -> None:
 
 @pytest.mark.usefixtures("home")
 def test_without_a_demo_the_remedy_is_a_pull(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "DEMO", "demo/none.gguf")
+    monkeypatch.setattr(resolve, "DEMO", Path("/none.gguf"))
     with pytest.raises(NotInstalledError, match=f"`localds pull {SUGGESTION}`"):
         find_model()
 

@@ -24,6 +24,7 @@ from checkpoints import (
     yarn,
 )
 from derive_gguf import fused_gate_up, legacy_kv_b
+from divergence import mean_kl
 from llama_cpp import LlamaCpp, find_llama_cpp
 
 import localds
@@ -255,18 +256,6 @@ def derive(name: str, source: Path, target: Path) -> Path:
         for layer in range(config["num_hidden_layers"])
     ]
     return legacy_kv_b(source, target, config, {name: weight(name, kv_b) for name in names})
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
-
-
-def mean_kl(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Mean divergence of next-token distributions, in nats."""
-    p, q = log_softmax(reference), log_softmax(other)
-    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.resources import files
 from pathlib import Path
 
 from localds.catalog.installed import Installed, find_installed
@@ -14,8 +13,8 @@ from localds.catalog.variants import PREFERRED
 from localds.settings import last_used
 from localds.units import format_size
 
-DEMO = "demo/guide.gguf"
-"""The built-in model, in the package `localds`: it answers questions about localds."""
+DEMO = Path(__file__).parent.parent / "demo" / "guide.gguf"
+"""The built-in model, which answers questions about localds."""
 
 DEMO_TITLE = "the built-in guide to localds"
 
@@ -109,12 +108,11 @@ def _default() -> Found:
     installed = find_installed()
     if len(installed) == 1:
         return _found(installed[0], How.ONLY)
-    demo = Path(str(files("localds"))) / DEMO
-    if not demo.is_file():
+    if not DEMO.is_file():
         raise NotInstalledError(
             f"no model is installed; see `localds list`, then get one: `localds pull {SUGGESTION}`"
         )
-    return Found(demo, How.DEMO_AMONG_OTHERS if installed else How.DEMO, DEMO_TITLE)
+    return Found(DEMO, How.DEMO_AMONG_OTHERS if installed else How.DEMO, DEMO_TITLE)
 
 
 def _found(model: Installed, how: How) -> Found:

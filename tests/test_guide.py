@@ -13,25 +13,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from guide import ROOT, conversations
 
 import localds
 from convert import convert, open_source
 from localds.catalog.resolve import find_model
 from localds.evaluate import evaluate
+from localds.recommended import recommended_sampling
 from localds.scores import compare, perplexity
 from training.evaluate import (
     LEAST_SHARE,
     MUST_BE_RIGHT,
     REPORTS,
+    ROOT,
     ask,
-    chat_sampling,
     load_questions,
     routing,
     share_right,
 )
 from training.facts import commands
 from training.topics import fill, load_intents, words
+from training.windows import conversations
 from tui.plain import HELP
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ def test_names_the_right_command_or_fact(answers: list[Answer]) -> None:
     assert share_right(answers) >= MUST_BE_RIGHT, wrong
 
 
-def test_does_so_as_chat_samples(model: Model) -> None:
-    sampled = ask(model, load_questions(), **chat_sampling())
-    assert share_right(sampled) >= MUST_BE_RIGHT
+def test_chat_takes_the_likeliest_token(model: Model) -> None:
+    """So the answers below are those that a user gets."""
+    assert recommended_sampling(model.gguf) == {"temperature": 0.0}
 
 
 def test_every_expert_is_used(model: Model, answers: list[Answer]) -> None:

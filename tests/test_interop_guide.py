@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from divergence import mean_kl
-from guide import conversations
 from llama_cpp import find_llama_cpp
 
 import localds
 from localds.prompt import encode_prompt
 from training.evaluate import load_questions
+from training.windows import conversations
 
 if TYPE_CHECKING:
     from pathlib import Path

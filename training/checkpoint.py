@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from training.model import Guide
 
-NAME = "localds-guide"
 TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -30,6 +29,7 @@ TEMPLATE = (
 )
 CARD = """\
 ---
+name: The guide to localds
 license: mit
 language:
 - en
@@ -48,7 +48,8 @@ def write_checkpoint(folder: Path, model: Guide, tokenizer: Tokenizer) -> None:
         "eos_token_id": tokenizer.token_to_id(EOS),
     }
     _write_json(folder / "config.json", {**model.shape.config(), **special})
-    _write_json(folder / "generation_config.json", special)
+    # A small model is sure of little; the likeliest token is what it knows best.
+    _write_json(folder / "generation_config.json", {**special, "temperature": 0.0})
     _write_json(
         folder / "tokenizer_config.json",
         {

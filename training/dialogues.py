@@ -28,7 +28,7 @@ SYSTEM, LOOSE, CUT_WORDS, USER_LOSS = 0.06, 0.3, 0.2, 0.1
 
 # What is answered shows in the first tokens; the rest is quickly known by heart. So most answers
 # are cut off, and the time goes to more questions. Nothing is learned from where they are cut.
-CUT, CUT_TOKENS = 0.6, (6, 14)
+CUT, CUT_TOKENS = 0.9, (4, 10)
 _SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are the guide to localds.",

@@ -35,16 +35,16 @@ ROOT = Path(__file__).parent.parent
 _LIBC = ctypes.CDLL(None)
 
 # Conversations grow: the share of the steps at each length in tokens, in this order.
-CURRICULUM = ((0.60, 128), (0.22, 256), (0.10, 512), (0.05, 1024), (0.03, 2048))
-STEP_TOKENS = 8192
+CURRICULUM = ((0.72, 128), (0.14, 256), (0.07, 512), (0.04, 1024), (0.03, 2048))
+STEP_TOKENS = 4096
 # Of the routing bias: faster than DeepSeek-V3's 1e-3, for there are thousands of steps instead of
 # hundreds of thousands, and falling with the learning rate. The loss's factor is V3's.
 BALANCE_SPEED = 1e-2
 BALANCE_LOSS = 1e-4
 CLIP = 1.0
 SAVE_SECONDS = 60.0
-REPORT_STEPS = 20
-CHECK_STEPS = 200
+REPORT_STEPS = 40
+CHECK_STEPS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +227,9 @@ def _parse() -> Options:
         prog="python -m training.train", description="Train the guide."
     )
     parser.add_argument("out", type=Path, help="folder for checkpoint, state and loss curve")
-    parser.add_argument("--steps", type=int, default=2400, help=f"of {STEP_TOKENS} tokens")
+    parser.add_argument("--steps", type=int, default=4800, help=f"of {STEP_TOKENS} tokens")
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--warmup", type=int, default=40, help="steps to reach it")
+    parser.add_argument("--warmup", type=int, default=60, help="steps to reach it")
     parser.add_argument("--seed", type=int, default=1)
     return Options(**vars(parser.parse_args()))
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 def chat(
+    command: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help=f"{MODEL_HELP} Default: the one used last.")
     ] = None,
@@ -75,7 +76,10 @@ def chat(
     threads: Threads = None,
     ram: Ram = None,
 ) -> None:
-    """Chat with a model. With -p, or piped input, print one answer and exit."""
+    """Chat with a model. With -p, or piped input, print one answer and exit.
+
+    What a model's file recommends for sampling goes before the defaults below.
+    """
     sampling: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
@@ -87,17 +91,19 @@ def chat(
         "seed": seed,
         "logit_bias": _parse_bias(logit_bias or []),
     }
-    options = {"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling}
     with clear_errors():
         question = _with_piped_input(prompt)
         from localds.catalog.resolve import find_model
         from localds.model import load
+        from localds.recommended import recommended_sampling
 
         found = find_model(model)
         if model is None:
             say(_announce(found))
         with load(found.path, ram=ram, threads=threads) as loaded:
             _remember(found)
+            sampling |= _not_given(command, recommended_sampling(loaded.gguf))
+            options = {"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling}
             session = loaded.session(context, cache_type=cache_type)
             if question is None:
                 _converse(loaded, session, system, options)
@@ -130,6 +136,14 @@ def _remember(found: Found) -> None:
 
     if found.how in (How.FILE, How.NAME, How.ONLY):
         remember(LastUsed(found.path.absolute(), found.title))
+
+
+def _not_given(command: typer.Context, recommended: dict[str, Any]) -> dict[str, Any]:
+    """What is recommended, without the options that the command line has."""
+    sources = {name: command.get_parameter_source(name) for name in recommended}
+    # By its name: typer has a copy of click of its own, or click's, by its version.
+    given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    return {name: value for name, value in recommended.items() if name not in given}
 
 
 def _parse_bias(entries: list[str]) -> dict[int, float]:

@@ -62,6 +62,8 @@ def _pull(reference: Reference, dry_run: bool) -> None:
     with TransferProgress() as progress:
         path = fetch(wanted, progress)
     _done(str(path), wanted.size, _chat_name(reference, wanted))
+    if reference.known and reference.known.notes:
+        say(reference.known.notes)
 
 
 def _installed(reference: Reference) -> Installed | None:

@@ -1,8 +1,7 @@
-"""Conversations with the guide as windows of tokens: real text for tests that need it."""
+"""Conversations with the guide as windows of tokens: real text for tests and measurements."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,6 @@ from training.dialogues import Dialogues
 
 if TYPE_CHECKING:
     from localds.model import Model
-
-ROOT = Path(__file__).parent.parent
 
 
 def conversations(model: Model, count: int, size: int, seed: int = 7) -> Windows:

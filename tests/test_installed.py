@@ -172,11 +172,13 @@ def test_load_takes_names() -> None:
         localds.load("tiny:Q8_0")
 
 
-def test_the_default_model(home: Path, demo: Path) -> None:
+def test_the_default_model(home: Path, demo: Path, tiny_model: Path) -> None:
     assert find_model() == Found(demo, How.DEMO, resolve.DEMO_TITLE)
-    small = install(home, REPOSITORY, Q4) / SMALL
+    install(home, "other/program", {"no-model-of-ours-Q8_0.gguf": b"1"})
+    assert find_model() == Found(demo, How.DEMO, resolve.DEMO_TITLE)
+    small = install(home, REPOSITORY, {SMALL: tiny_model.read_bytes()}) / SMALL
     assert find_model() == Found(small, How.ONLY, "Tiny Chat (Q4_K_M)")
-    install(home, OTHER, {"a-Q8_0.gguf": b"1"})
+    install(home, OTHER, {"a-Q8_0.gguf": tiny_model.read_bytes()})
     assert find_model() == Found(demo, How.DEMO_AMONG_OTHERS, resolve.DEMO_TITLE)
     own = home / "own.gguf"
     own.write_bytes(b"")
@@ -294,14 +296,17 @@ def test_list(home: Path) -> None:
     assert "of memory" in lines[-1]
 
 
-def test_list_as_json(home: Path) -> None:
-    snapshot = install(home, REPOSITORY, Q4)
+def test_list_as_json(home: Path, tiny_model: Path) -> None:
+    data = tiny_model.read_bytes()
+    snapshot = install(home, REPOSITORY, {SMALL: data})
+    install(home, "other/program", {"no-model-of-ours-Q8_0.gguf": b"1"})
     report = json.loads(run("list", "--json").stdout)
-    (model,) = report["installed"]
+    other, model = report["installed"]
+    assert other["fits"] == "other kind"
     assert model["name"] == "tiny:Q4_K_M"
     assert model["path"] == str(snapshot / SMALL)
-    assert model["bytes"] == len(FILES[SMALL])
-    assert model["memory_bytes"] == len(FILES[SMALL]) + 1_000_000_000
+    assert model["bytes"] == len(data)
+    assert model["memory_bytes"] == len(data) + 1_000_000_000
     assert model["fits"] == "fits"
     known = {entry["name"]: entry for entry in report["known"]}
     assert [(q["quant"], q["installed"]) for q in known["tiny"]["quants"]] == [

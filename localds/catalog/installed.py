@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from localds.catalog.known import known_models
 from localds.catalog.variants import find_variants, labels, matching
+from localds.gguf import GGUFError, GGUFFile
 from localds.hub.cache import repositories, snapshots
+from localds.models import read_geometry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -57,6 +59,19 @@ def find_installed(reference: Reference | None = None) -> list[Installed]:
         for model in _in_repository(repository, folder, models)
     ]
     return found if reference is None else _meant(found, reference)
+
+
+def runs(path: Path) -> bool:
+    """Whether the file at `path` is whole and of an architecture that localds runs.
+
+    The hub's cache is shared with other programs, whose models may be of any kind.
+    """
+    try:
+        with GGUFFile.open(path) as gguf:
+            read_geometry(gguf)
+    except (GGUFError, OSError):
+        return False
+    return True
 
 
 def _in_repository(

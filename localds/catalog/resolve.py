@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from localds.catalog.installed import Installed, find_installed
+from localds.catalog.installed import Installed, find_installed, runs
 from localds.catalog.known import NAME, REPOSITORY, SUGGESTION, known_models
 from localds.catalog.names import Reference, UnknownModelError, UnknownQuantError, parse, suggest
 from localds.catalog.variants import PREFERRED
@@ -105,7 +105,7 @@ def _default() -> Found:
     last = last_used()
     if last is not None and last.path.is_file():
         return Found(last.path, How.LAST, last.title)
-    installed = find_installed()
+    installed = [model for model in find_installed() if runs(model.path)]
     if len(installed) == 1:
         return _found(installed[0], How.ONLY)
     if not DEMO.is_file():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _FIGURES = (2, 3, 5)
 _NAME_WIDTH = 46
+_OTHER = "other kind"  # of model than localds runs
 _UNLIMITED = 1000  # columns, where the output is no terminal
 
 
@@ -70,6 +71,8 @@ def _report(installed: Sequence[Installed], known: Iterable[KnownModel]) -> dict
 
 
 def _installed_entry(model: Installed, available: int | None, total: int | None) -> dict[str, Any]:
+    from localds.catalog.installed import runs
+
     return {
         "name": model.name,
         "title": model.title,
@@ -77,6 +80,7 @@ def _installed_entry(model: Installed, available: int | None, total: int | None)
         "quant": model.label,
         "path": str(model.path),
         **_size(model.size, available, total),
+        **({} if runs(model.path) else {"fits": _OTHER}),
     }
 
 

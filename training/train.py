@@ -34,8 +34,18 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 _LIBC = ctypes.CDLL(None)
 
-# Conversations grow: the share of the steps at each length in tokens, in this order.
-CURRICULUM = ((0.72, 128), (0.14, 256), (0.07, 512), (0.04, 1024), (0.03, 2048))
+# How long conversations are, in tokens, with the share of the steps, in this order. In 40 tokens
+# there is one question and nothing else to look at, so that questions are understood sooner; then
+# conversations grow.
+CURRICULUM = (
+    (0.2517, 128),
+    (0.4683, 40),
+    (0.14, 128),
+    (0.06, 256),
+    (0.04, 512),
+    (0.02, 1024),
+    (0.02, 2048),
+)
 STEP_TOKENS = 4096
 # Of the routing bias: faster than DeepSeek-V3's 1e-3, for there are thousands of steps instead of
 # hundreds of thousands, and falling with the learning rate. The loss's factor is V3's.

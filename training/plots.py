@@ -35,10 +35,12 @@ def draw_losses(table: Path, picture: Path) -> None:
             axes.text(
                 int(after["step"]),
                 0.98,
-                f" {after['length']} tokens",
+                f"{after['length']} tokens ",
                 transform=axes.get_xaxis_transform(),
+                rotation=90,
+                ha="right",
                 va="top",
-                fontsize=7,
+                fontsize=6,
             )
     axes.set(xlabel="step", ylabel="loss per token", yscale="log")
     axes.legend(frameon=False)

@@ -65,7 +65,10 @@ int main(int argc, char** argv) {
   const std::vector<llama_token> ids = read_ids(argv[2]);
   const int n_generate = std::atoi(argv[4]);
   llama_backend_init();
-  llama_model* model = llama_model_load_from_file(argv[1], llama_model_default_params());
+  llama_model_params options = llama_model_default_params();
+  // On processors with AMX the repacked weights of experts have no product, and it aborts.
+  options.use_extra_bufts = false;
+  llama_model* model = llama_model_load_from_file(argv[1], options);
   if (model == nullptr) fail("cannot load the model");
   llama_context_params params = llama_context_default_params();
   params.n_ctx = static_cast<uint32_t>(ids.size() + n_generate);

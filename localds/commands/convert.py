@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localds.commands.common import Threads, clear_errors
+from localds.commands.common import Threads, clear_errors, say
 
 if TYPE_CHECKING:
     from convert import Job
@@ -78,16 +78,16 @@ def convert(
             _verify(model, target)
             return
         for line in model.notes:
-            _say(line)
+            say(line)
         importance = read_importance(imatrix) if imatrix else None
         if importance:
             importance.check(model.targets)
             for line in importance.notes(model.targets):
-                _say(line)
+                say(line)
         job = Job.plan(
             model, target, recipe=recipe, keep=keep or (), importance=importance, split=most
         )
-        _say(plan_table(model.targets, job.types))
+        say(plan_table(model.targets, job.types))
         if dry_run:
             return
         first = _run(job, resume, force)
@@ -113,7 +113,7 @@ def _run(job: Job, resume: bool, force: bool) -> Path:
             paths = job.run(resume=resume, force=force, progress=progress)
         except KeyboardInterrupt:
             progress.stop()
-            _say(
+            say(
                 f"interrupted: what is done is kept in {job.output.name}.part; "
                 "run the same command with --resume to go on"
             )
@@ -151,7 +151,3 @@ def _verify(model: Source, path: Path) -> None:
         raise ValueError(
             f"{path}: {len(wrong)} tensors are not what the source holds; convert it again"
         )
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)

@@ -1,10 +1,10 @@
-// How many threads are worth having: one per physical core that this process may use.
+#include "default_threads.h"
+
 #include <algorithm>
-#include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <set>
 #include <sstream>
-#include <string>
 #include <thread>
 
 #include "thread_pool.h"
@@ -16,11 +16,10 @@
 #endif
 
 namespace localds {
-namespace {
 
 #if defined(__APPLE__)
 
-int physical_cores() {
+int physical_cores(const std::string&) {
   // The first level is the performance cores; efficiency cores would hold every phase up.
   for (const char* name : {"hw.perflevel0.physicalcpu", "hw.physicalcpu"}) {
     int count = 0;
@@ -30,11 +29,11 @@ int physical_cores() {
   return 0;
 }
 
-int quota_cores() { return 0; }
+int quota_cores(const std::string&) { return 0; }
 
 #elif defined(__linux__)
 
-int physical_cores() {
+int physical_cores(const std::string& root) {
   constexpr int kMostCpus = 8192;
   cpu_set_t* allowed = CPU_ALLOC(kMostCpus);
   const size_t size = CPU_ALLOC_SIZE(kMostCpus);
@@ -42,7 +41,7 @@ int physical_cores() {
   if (allowed != nullptr && sched_getaffinity(0, size, allowed) == 0) {
     for (int cpu = 0; cpu < kMostCpus; ++cpu) {
       if (!CPU_ISSET_S(cpu, size, allowed)) continue;
-      std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
+      std::ifstream file(root + "/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
                          "/topology/thread_siblings_list");
       std::string siblings;
       if (!std::getline(file, siblings)) siblings = std::to_string(cpu);
@@ -52,6 +51,8 @@ int physical_cores() {
   CPU_FREE(allowed);
   return static_cast<int>(cores.size());
 }
+
+namespace {
 
 double read_number(const std::string& path) {
   double value = -1;
@@ -86,8 +87,10 @@ double tightest_quota(const std::string& mount, std::string path, bool version2)
   }
 }
 
-int quota_cores() {
-  std::ifstream groups("/proc/self/cgroup");
+}  // namespace
+
+int quota_cores(const std::string& root) {
+  std::ifstream groups(root + "/proc/self/cgroup");
   double tightest = 0;
   for (std::string line; std::getline(groups, line);) {  // number:controllers:path
     std::istringstream fields(line);
@@ -98,22 +101,22 @@ int quota_cores() {
     const bool version2 = controllers.empty();
     if (!version2 && ("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
     for (const char* mount : {"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/cpu"}) {
-      const double quota = tightest_quota(mount, path, version2);
+      const double quota = tightest_quota(root + mount, path, version2);
       if (quota > 0) tightest = tightest > 0 ? std::min(tightest, quota) : quota;
     }
   }
-  // Part of a core is not worth a thread: the group would be stopped in the middle of a phase.
-  return tightest > 0 ? std::max(1, static_cast<int>(std::floor(tightest))) : 0;
+  if (tightest == 0) return 0;
+  // Part of a core is not worth a thread: the group would be stopped in the middle of a phase. A
+  // quota may be more than an int can hold.
+  return static_cast<int>(std::clamp(tightest, 1.0, 1e6));
 }
 
 #else
 
-int physical_cores() { return 0; }
-int quota_cores() { return 0; }
+int physical_cores(const std::string&) { return 0; }
+int quota_cores(const std::string&) { return 0; }
 
 #endif
-
-}  // namespace
 
 int default_threads() {
   int threads = physical_cores();

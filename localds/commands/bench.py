@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,10 +12,9 @@ from typer.core import TyperCommand
 from localds.commands.common import CacheType, ModelFile, Ram, Threads, clear_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable
 
-    from localds.model import Model
-    from localds.session import Session
+    from localds.commands.bench_runs import Record
 
 _LISTS = ("-p", "--prompt", "-n", "--generate", "-d", "--depth")
 
@@ -43,22 +40,6 @@ class ListOptions(TyperCommand):
         return super().parse_args(ctx, expanded)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One measurement; names as in llama-bench. Speeds in tokens per second."""
-
-    model: str
-    threads: int
-    isa: str
-    cache_type: str
-    n_prompt: int
-    n_gen: int
-    n_depth: int
-    avg_ts: float
-    stddev_ts: float
-    samples_ts: list[float]
-
-
 def bench(
     model: ModelFile,
     prompt: Annotated[
@@ -82,95 +63,58 @@ def bench(
         int, typer.Option("--chunk", min=1, help="Prompt tokens computed at once.")
     ] = 512,
     ram: Ram = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Tell where the time went, step by step.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure prefill and decode speed, in tokens per second.
+    """Measure prefill and decode speed, in tokens per second, and how near it is to the limit.
 
     Lists may be written `-d 0 4096`, `-d 0,4096` or `-d 0 -d 4096`.
+
+    The limit is what the machine could do at best, by its speeds of reading memory and of
+    multiplying, which are measured first. Counted are the weights and cached rows that must be
+    read and the multiply-adds that must be done, G/s being thousand millions of them a second.
+    A model small enough for the processor's caches may exceed the limit by reading.
     """
-    prompts = [n for n in prompt or [512] if n]
-    generates = [n for n in generate or [32] if n]
-    depths = depth or [0]
     with clear_errors():
+        from localds.commands.bench_runs import Wanted, measure
         from localds.model import load
 
+        wanted = Wanted(
+            prompts=[n for n in prompt or [512] if n],
+            generates=[n for n in generate or [32] if n],
+            depths=depth or [0],
+            repetitions=repetitions,
+            cache_type=cache_type,
+            chunk=chunk,
+            ram=ram,
+        )
         with load(model, ram=ram, threads=threads) as loaded:
-            records = []
-            for record in _measure(
-                loaded, prompts, generates, depths, repetitions, cache_type, chunk
-            ):
-                records.append(record)
-                if not as_json:
-                    if len(records) == 1:
-                        typer.echo(_HEADER)
-                    typer.echo(_row(record))
+            records = measure(loaded, wanted)
             if as_json:
-                typer.echo(json.dumps([asdict(record) for record in records], indent=2))
+                entries = [_entry(record, profile=profile) for record in records]
+                typer.echo(json.dumps(entries, indent=2))
+            else:
+                _print(records, profile=profile)
 
 
-def _measure(
-    model: Model,
-    prompts: Sequence[int],
-    generates: Sequence[int],
-    depths: Sequence[int],
-    repetitions: int,
-    cache_type: str,
-    chunk: int,
-) -> Iterator[Record]:
-    from localds import _native
-
-    longest = max(depths) + max((*prompts, *generates), default=0)
-    session = model.session(max(longest, 1), cache_type=cache_type, chunk=chunk)
-    # Fault the weights in and wake the threads before anything is timed.
-    session.evaluate(_tokens(model, min(chunk, longest)))
-    for n_depth in sorted(depths):
-        _fill(model, session, n_depth)
-        for n_prompt, n_gen in [(n, 0) for n in prompts] + [(0, n) for n in generates]:
-            samples = [_run(model, session, n_depth, n_prompt, n_gen) for _ in range(repetitions)]
-            yield Record(
-                model=str(model.gguf.path),
-                threads=_native.threads(),
-                isa=_native.isa(),
-                cache_type=cache_type,
-                n_prompt=n_prompt,
-                n_gen=n_gen,
-                n_depth=n_depth,
-                avg_ts=statistics.fmean(samples),
-                stddev_ts=statistics.stdev(samples) if repetitions > 1 else 0.0,
-                samples_ts=samples,
-            )
+def _entry(record: Record, *, profile: bool) -> dict[str, Any]:
+    entry = asdict(record)
+    if not profile:
+        del entry["profile"]
+    return entry
 
 
-def _fill(model: Model, session: Session, depth: int) -> None:
-    """Bring the cache to exactly `depth` tokens, keeping what is there."""
-    session.truncate(min(depth, len(session.tokens)))
-    missing = depth - len(session.tokens)
-    if missing:
-        session.evaluate(_tokens(model, missing))
+def _print(records: Iterable[Record], *, profile: bool) -> None:
+    """Print each record as soon as it is there."""
+    from localds.commands.bench_text import HEADER, machine_line, profile_lines, record_line
 
-
-def _run(model: Model, session: Session, depth: int, n_prompt: int, n_gen: int) -> float:
-    """Tokens per second of one prefill or one generation at `depth`."""
-    session.truncate(depth)
-    ids = _tokens(model, n_prompt or n_gen)
-    started = time.perf_counter()
-    if n_prompt:
-        session.evaluate(ids)
-    else:
-        for token in ids:
-            session.evaluate([token])
-    return len(ids) / (time.perf_counter() - started)
-
-
-def _tokens(model: Model, count: int) -> list[int]:
-    """Arbitrary tokens spread over the vocabulary, the same on every run."""
-    return [(7919 * i + 11) % model.geometry.vocabulary for i in range(count)]
-
-
-_HEADER = f"{'test':>10}  {'depth':>7}  {'tokens/s':>16}"
-
-
-def _row(record: Record) -> str:
-    test = f"pp{record.n_prompt}" if record.n_prompt else f"tg{record.n_gen}"
-    speed = f"{record.avg_ts:.2f} ± {record.stddev_ts:.2f}"
-    return f"{test:>10}  {record.n_depth:>7}  {speed:>16}"
+    for number, record in enumerate(records):
+        if number == 0:
+            typer.echo(machine_line(record))
+        if number == 0 or profile:  # a profile parts the table
+            typer.echo(f"\n{HEADER}")
+        typer.echo(record_line(record))
+        if profile:
+            typer.echo("\n".join(["", *profile_lines(record.profile)]))

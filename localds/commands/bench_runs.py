@@ -1,0 +1,190 @@
+"""The measurements of `localds bench`: runs of a model, and what the machine can do at best."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from localds import _native
+from localds.limits import Peaks, ProfileRow, Step, add_up, least_time, profile_rows
+from localds.memory.plan import available_memory
+from localds.units import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from localds.model import Model
+    from localds.session import Session
+
+# Enough that no cache of a processor holds it.
+_MOST_READ = 1 << 30
+_LEAST_READ = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Where the time of a measurement went, on average for a generated token or a prefill."""
+
+    per: Literal["token", "run"]
+    steps: list[ProfileRow]
+    outside_us_per_layer: float
+    """Microseconds outside the kernels for each call of a layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One measurement; names as in llama-bench. Speeds in tokens per second.
+
+    `limit_ts` is the speed that the bytes and multiply-adds of this measurement allow a machine
+    that does nothing else and wastes nothing (`localds.limits` says which are counted), `limit_by`
+    which of the two it is. The machine's own speeds were measured in the same run, on as many
+    threads: gigabytes read, and thousand million multiply-adds, a second.
+    """
+
+    model: str
+    threads: int
+    isa: str
+    cache_type: str
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+    avg_ts: float
+    stddev_ts: float
+    samples_ts: list[float]
+    limit_ts: float
+    limit_by: str
+    read_gbs: float
+    int8_gops: float
+    float_gops: float
+    profile: Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to measure: each prompt and generation at each depth, all in tokens."""
+
+    prompts: Sequence[int]
+    generates: Sequence[int]
+    depths: Sequence[int]
+    repetitions: int
+    cache_type: str
+    chunk: int
+    ram: str | None
+
+
+def measure(model: Model, wanted: Wanted) -> Iterator[Record]:
+    """Yield the records as they come, by depth.
+
+    Raises `ContextError` where the model was not made for so many tokens.
+    """
+    longest = max(wanted.depths) + max((*wanted.prompts, *wanted.generates), default=0)
+    session = model.session(max(longest, 1), cache_type=wanted.cache_type, chunk=wanted.chunk)
+    # Before the weights come into memory, which may not hold both.
+    peaks = measure_peaks(wanted.ram)
+    # Fault the weights in and wake the threads before anything is timed.
+    session.evaluate(_tokens(model, min(wanted.chunk, longest)))
+    for n_depth in sorted(wanted.depths):
+        _fill(model, session, n_depth)
+        tests = [(n, 0) for n in wanted.prompts] + [(0, n) for n in wanted.generates]
+        for n_prompt, n_gen in tests:
+            runs = [
+                _run(model, session, n_depth, n_prompt, n_gen) for _ in range(wanted.repetitions)
+            ]
+            yield _record(model, wanted, peaks, (n_prompt, n_gen, n_depth), runs)
+
+
+def measure_peaks(ram: str | None = None) -> Peaks:
+    """What the machine does at best now, on as many threads as the model runs on.
+
+    Takes up to 1 GiB for a moment, and no more than an eighth of what is free or of `ram`.
+    """
+    rooms = [available_memory(), None if ram is None else parse_size(ram)]
+    nbytes = min([_MOST_READ, *(room // 8 for room in rooms if room is not None)])
+    nbytes = max(nbytes, _LEAST_READ)
+    while True:
+        try:
+            peaks = _native.measure_peaks(nbytes)
+        except MemoryError:
+            # A limit that nothing tells of, such as one on the address space.
+            if nbytes <= _LEAST_READ:
+                raise
+            nbytes //= 2
+        else:
+            return Peaks(peaks.read, peaks.int8, peaks.floats)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One prefill or one generation."""
+
+    seconds: float
+    steps: list[Step]
+
+
+def _record(
+    model: Model, wanted: Wanted, peaks: Peaks, test: tuple[int, int, int], runs: Sequence[_Run]
+) -> Record:
+    n_prompt, n_gen, n_depth = test
+    n_tokens = n_prompt or n_gen
+    samples = [n_tokens / run.seconds for run in runs]
+    steps = add_up(run.steps for run in runs)
+    least = least_time(steps, peaks)
+    units = n_gen or 1  # of the profile, in each run
+    passes = n_gen or -(-n_prompt // wanted.chunk)  # through all layers, in each run
+    rows = profile_rows(steps, sum(run.seconds for run in runs), len(runs) * units)
+    outside_ms = rows[-1].ms * units / passes
+    return Record(
+        model=str(model.gguf.path),
+        threads=_native.threads(),
+        isa=_native.isa(),
+        cache_type=wanted.cache_type,
+        n_prompt=n_prompt,
+        n_gen=n_gen,
+        n_depth=n_depth,
+        avg_ts=statistics.fmean(samples),
+        stddev_ts=statistics.stdev(samples) if len(samples) > 1 else 0.0,
+        samples_ts=samples,
+        limit_ts=len(runs) * n_tokens / least.seconds,
+        limit_by=least.by,
+        read_gbs=peaks.read / 1e9,
+        int8_gops=peaks.int8 / 1e9,
+        float_gops=peaks.floats / 1e9,
+        profile=Profile(
+            per="run" if n_prompt else "token",
+            steps=rows,
+            outside_us_per_layer=1e3 * outside_ms / model.geometry.layers,
+        ),
+    )
+
+
+def _fill(model: Model, session: Session, depth: int) -> None:
+    """Bring the cache to exactly `depth` tokens, keeping what is there."""
+    session.truncate(min(depth, len(session.tokens)))
+    missing = depth - len(session.tokens)
+    if missing:
+        session.evaluate(_tokens(model, missing))
+
+
+def _run(model: Model, session: Session, depth: int, n_prompt: int, n_gen: int) -> _Run:
+    """Time one prefill or one generation at `depth`."""
+    session.truncate(depth)
+    ids = _tokens(model, n_prompt or n_gen)
+    _native.take_profile()  # what came before
+    started = time.perf_counter()
+    if n_prompt:
+        session.evaluate(ids)
+    else:
+        for token in ids:
+            session.evaluate([token])
+    seconds = time.perf_counter() - started
+    profile = _native.take_profile()
+    return _Run(
+        seconds, [Step(s.name, s.calls, s.seconds, s.bytes, s.int8, s.floats) for s in profile]
+    )
+
+
+def _tokens(model: Model, count: int) -> list[int]:
+    """Arbitrary tokens spread over the vocabulary, the same on every run."""
+    return [(7919 * i + 11) % model.geometry.vocabulary for i in range(count)]

@@ -1,0 +1,76 @@
+"""What `localds bench` prints for people: its speeds beside their limits, and its profiles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from localds.limits import OUTSIDE
+
+if TYPE_CHECKING:
+    from localds.commands.bench_runs import Profile, Record
+    from localds.limits import ProfileRow
+
+HEADER = (
+    f"{'test':>8}  {'depth':>6}  {'tokens/s':>18}  {'limit':>10}  {'of limit':>8}  {'bound by':>10}"
+)
+# So that the tables of several measurements compare; 80 columns with the spaces between.
+_PROFILE_WIDTHS = (32, 5, 8, 6, 6, 8, 9)
+
+
+def machine_line(record: Record) -> str:
+    """What the machine was measured to do at best."""
+    threads = "1 thread" if record.threads == 1 else f"{record.threads} threads"
+    return (
+        f"{threads}, {record.isa}: reads {_figure(record.read_gbs)} GB/s, "
+        f"multiplies {_figure(record.int8_gops)} (int8) and "
+        f"{_figure(record.float_gops)} (float) G/s"
+    )
+
+
+def record_line(record: Record) -> str:
+    """One measurement, below `HEADER`."""
+    test = f"pp{record.n_prompt}" if record.n_prompt else f"tg{record.n_gen}"
+    speed = f"{record.avg_ts:.2f} ± {record.stddev_ts:.2f}"
+    share = f"{100 * record.avg_ts / record.limit_ts:.1f}%"
+    return (
+        f"{test:>8}  {record.n_depth:>6}  {speed:>18}  {record.limit_ts:>10.2f}  {share:>8}  "
+        f"{record.limit_by:>10}"
+    )
+
+
+def profile_lines(profile: Profile) -> list[str]:
+    """A table of the steps; blank where a step reads or multiplies nothing that is counted."""
+    title = f"per {profile.per}"
+    table: list[tuple[str, ...]] = [
+        (title, "calls", "ms", "share", "GB/s", "int8 G/s", "float G/s")
+    ]
+    table += [_cells(row) for row in profile.steps]
+    widths = [
+        max(least, *map(len, column))
+        for least, *column in zip(_PROFILE_WIDTHS, *table, strict=True)
+    ]
+    lines = [
+        " ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in table
+    ]
+    lines[-1] += f" {profile.outside_us_per_layer:.1f} us a layer"
+    return lines
+
+
+def _cells(row: ProfileRow) -> tuple[str, ...]:
+    rates = (row.gbs, row.int8_gops, row.float_gops)
+    return (
+        row.name,
+        "" if row.name == OUTSIDE else f"{row.calls:g}",
+        f"{row.ms:.3f}",
+        f"{100 * row.share:.1f}%",
+        *(f"{rate:.1f}" if rate else "" for rate in rates),
+    )
+
+
+def _figure(value: float) -> str:
+    """Three digits, and no exponent for large values."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <functional>
 #include <limits>
 
@@ -22,20 +23,36 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The kernels on matrix tiles, if there are any and they fit; null otherwise.
+const TiledAttention* usable_tiles(const AttentionShape& shape, const KeySource& source) {
+  constexpr int64_t kQueries = 16, kValues = 32;
+  const CacheRows* rows = source.shared_rows();
+  const bool fit = rows && rows->type == Type::F16 && shape.groups == 1 &&
+                   shape.queries % kQueries == 0 && shape.value_width % kValues == 0;
+  return fit ? kernels().tiled_attention : nullptr;
+}
+
 // A thread's memory, for up to `rows` query rows.
 struct TileScratch {
-  float* source;
+  float* source;   // of the key source, or a block packed for matrix tiles
+  float* queries;  // packed for matrix tiles
   float* scores;   // [kQueryTile, kContextTile]
   float* context;  // [rows, value_width], weighted by exp(score - maximum)
   float* maximum;  // [rows]
   float* sum;      // [rows]
 };
 
-TileScratch take_tile_scratch(const AttentionShape& shape, const KeySource& source, int64_t rows,
-                              Scratch& scratch) {
-  return {scratch.take<float>(source.work_size(kContextTile)),
+TileScratch take_tile_scratch(const AttentionShape& shape, const KeySource& source,
+                              const TiledAttention* tiled, int64_t rows, Scratch& scratch) {
+  const auto floats = [](int64_t bytes) { return bytes / static_cast<int64_t>(sizeof(float)); };
+  const int64_t source_size =
+      tiled ? floats(tiled->block_bytes(shape.key_width)) : source.work_size(kContextTile);
+  const int64_t query_size = tiled ? floats(tiled->query_bytes(rows, shape.key_width)) : 0;
+  return {scratch.take<float>(source_size),
+          scratch.take<float>(query_size),
           scratch.take<float>(kQueryTile * kContextTile),
-          scratch.take<float>(rows * shape.value_width), scratch.take<float>(rows),
+          scratch.take<float>(rows * shape.value_width),
+          scratch.take<float>(rows),
           scratch.take<float>(rows)};
 }
 
@@ -74,12 +91,19 @@ void softmax_step(float* scores, int64_t visible, int64_t n, float* maximum, flo
 struct Attention {
   const AttentionShape& shape;
   const KeySource& source;
+  const TiledAttention* tiled;
   int64_t past;
   int64_t n;
   const float* q;
   float* out;
 
   int64_t rows() const { return n * shape.queries; }  // query rows of a group
+  Work work() const {
+    Work total = source.work(past + n);
+    const int64_t seen = n * past + n * (n + 1) / 2;
+    total.floats += seen * shape.groups * shape.queries * (shape.key_width + shape.value_width);
+    return total;
+  }
   int64_t visible(int64_t row) const { return past + row / shape.queries + 1; }
   float* out_row(int64_t group, int64_t row) const {
     const int64_t token = row / shape.queries;
@@ -87,11 +111,20 @@ struct Attention {
     return out + (token * shape.groups * shape.queries + head) * shape.value_width;
   }
 
+  const float* queries(int64_t group, int64_t row) const {
+    return q + (group * rows() + row) * shape.key_width;
+  }
+
   void range(int64_t group, int64_t row0, int64_t row1, int64_t begin, int64_t end,
              const TileScratch& t) const;
-  void tile(int64_t group, int64_t row0, int64_t row1, int64_t at, int64_t size,
-            const KeyValues& block, float* scores, float* context, float* maximum,
-            float* sum) const;
+  void float_block(int64_t group, int64_t row0, int64_t row1, int64_t at, int64_t size,
+                   const TileScratch& t) const;
+  void tiled_block(int64_t row0, int64_t row1, int64_t at, int64_t size,
+                   const TileScratch& t) const;
+  template <class Body>
+  void for_query_tiles(int64_t row0, int64_t row1, int64_t at, Body body) const;
+  void soften(int64_t row, int64_t rows, int64_t row0, int64_t at, int64_t size,
+              const TileScratch& t) const;
 };
 
 // Query rows [row0, row1) of `group` over the cached rows [begin, end), into t.context, t.maximum
@@ -103,34 +136,69 @@ void Attention::range(int64_t group, int64_t row0, int64_t row1, int64_t begin, 
   std::fill_n(t.sum, row1 - row0, 0.0f);
 
   end = std::min(end, visible(row1 - 1));
-  if (begin < end) source.start(group, t.source);
+  if (begin >= end) return;
+  if (tiled) {
+    tiled->pack_queries(queries(group, row0), row1 - row0, shape.key_width, t.queries);
+  } else {
+    source.start(group, t.source);
+  }
   for (int64_t at = begin; at < end; at += kContextTile) {
     const int64_t size = std::min(kContextTile, end - at);
-    const KeyValues block = source.read(group, at, at + size, t.source);
-    for (int64_t row = row0; row < row1; row += kQueryTile) {
-      const int64_t last = std::min(row1, row + kQueryTile);
-      if (visible(last - 1) <= at) continue;
-      const int64_t i = row - row0;
-      tile(group, row, last, at, size, block, t.scores, t.context + i * shape.value_width,
-           t.maximum + i, t.sum + i);
+    if (tiled) {
+      tiled_block(row0, row1, at, size, t);
+    } else {
+      float_block(group, row0, row1, at, size, t);
     }
   }
 }
 
-// One tile of query rows over one block.
-void Attention::tile(int64_t group, int64_t row0, int64_t row1, int64_t at, int64_t size,
-                     const KeyValues& block, float* scores, float* context, float* maximum,
-                     float* sum) const {
-  const float* queries = q + (group * rows() + row0) * shape.key_width;
-  kernels().gemm_nt(row1 - row0, size, shape.key_width, queries, shape.key_width, block.keys.data,
-                    block.keys.stride, scores, kContextTile);
-  for (int64_t i = 0; i < row1 - row0; ++i) {
-    const int64_t seen = std::clamp<int64_t>(visible(row0 + i) - at, 0, size);
-    softmax_step(scores + i * kContextTile, seen, size, maximum + i, sum + i,
-                 context + i * shape.value_width, shape.value_width);
+void Attention::float_block(int64_t group, int64_t row0, int64_t row1, int64_t at, int64_t size,
+                            const TileScratch& t) const {
+  const KeyValues block = source.read(group, at, at + size, t.source);
+  const auto gemm_nt = block.rounded ? kernels().near_nt : kernels().gemm_nt;
+  const auto gemm_nn = block.rounded ? kernels().near_nn : kernels().gemm_nn;
+  for_query_tiles(row0, row1, at, [&](int64_t row, int64_t rows) {
+    gemm_nt(rows, size, shape.key_width, queries(group, row), shape.key_width, block.keys.data,
+            block.keys.stride, t.scores, kContextTile);
+    soften(row, rows, row0, at, size, t);
+    gemm_nn(rows, shape.value_width, size, t.scores, kContextTile, block.values.data,
+            block.values.stride, t.context + (row - row0) * shape.value_width, shape.value_width);
+  });
+}
+
+void Attention::tiled_block(int64_t row0, int64_t row1, int64_t at, int64_t size,
+                            const TileScratch& t) const {
+  const CacheRows& cache = *source.shared_rows();
+  const uint8_t* next = cache.row(at + size);
+  tiled->pack_block(cache.row(at), cache.row_bytes, size, shape.key_width, t.source);
+  for_query_tiles(row0, row1, at, [&](int64_t row, int64_t rows) {
+    const auto* packed = reinterpret_cast<const std::byte*>(t.queries) +
+                         tiled->query_bytes(row - row0, shape.key_width);
+    tiled->scores(packed, rows, t.source, size, shape.key_width, next, t.scores, kContextTile);
+    soften(row, rows, row0, at, size, t);
+    tiled->add_values(t.scores, kContextTile, rows, t.source, size, shape.key_width,
+                      shape.value_width, next, t.context + (row - row0) * shape.value_width);
+  });
+}
+
+// body(first row, rows) for the query tiles that see the cached row `at`.
+template <class Body>
+void Attention::for_query_tiles(int64_t row0, int64_t row1, int64_t at, Body body) const {
+  for (int64_t row = row0; row < row1; row += kQueryTile) {
+    const int64_t last = std::min(row1, row + kQueryTile);
+    if (visible(last - 1) > at) body(row, last - row);
   }
-  kernels().gemm_nn(row1 - row0, shape.value_width, size, scores, kContextTile, block.values.data,
-                    block.values.stride, context, shape.value_width);
+}
+
+// Turns the scores of a tile of query rows, over a block, into weights.
+void Attention::soften(int64_t row, int64_t rows, int64_t row0, int64_t at, int64_t size,
+                       const TileScratch& t) const {
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t seen = std::clamp<int64_t>(visible(row + i) - at, 0, size);
+    const int64_t to = row + i - row0;
+    softmax_step(t.scores + i * kContextTile, seen, size, t.maximum + to, t.sum + to,
+                 t.context + to * shape.value_width, shape.value_width);
+  }
 }
 
 // What the tasks of a context cut in `chunks` leave behind.
@@ -173,14 +241,19 @@ int64_t CachedKeys::work_size(int64_t rows) const {
 KeyValues CachedKeys::read(int64_t group, int64_t row0, int64_t row1, float* work) const {
   const int64_t key_width = shape_.key_width;
   const FloatTile keys = read_cache(cache_, row0, row1, group * key_width, key_width, work);
-  if (value_offset_ == 0) return {keys, keys};
-  return {keys, read_cache(cache_, row0, row1, value_offset_ + group * shape_.value_width,
-                           shape_.value_width, work + (row1 - row0) * key_width)};
+  const bool rounded = cache_.type != Type::F32;
+  if (value_offset_ == 0) return {keys, keys, rounded};
+  return {keys,
+          read_cache(cache_, row0, row1, value_offset_ + group * shape_.value_width,
+                     shape_.value_width, work + (row1 - row0) * key_width),
+          rounded};
 }
 
 void attend(const AttentionShape& shape, const KeySource& source, int64_t past, int64_t n,
             const float* q, float* out, Scratch& scratch) {
-  const Attention attention{shape, source, past, n, q, out};
+  const TiledAttention* tiled = usable_tiles(shape, source);
+  const Attention attention{shape, source, tiled, past, n, q, out};
+  const Timed timed("attention", attention.work());
   const int64_t rows = attention.rows();
   const int64_t range_rows = std::min(rows, source.query_rows());
   const int64_t ranges = ceil_div(rows, range_rows);
@@ -198,7 +271,7 @@ void attend(const AttentionShape& shape, const KeySource& source, int64_t past, 
   }
   TileScratch* tile_scratch = scratch.take<TileScratch>(scratch.threads());
   for (int i = 0; i < scratch.threads(); ++i) {
-    tile_scratch[i] = take_tile_scratch(shape, source, range_rows, scratch);
+    tile_scratch[i] = take_tile_scratch(shape, source, tiled, range_rows, scratch);
   }
 
   auto task = [&](int64_t i, int thread) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cache.h"
+#include "profile.h"
 #include "scratch.h"
 
 namespace localds {
@@ -19,6 +20,7 @@ struct AttentionShape {
 struct KeyValues {
   FloatTile keys;    // [rows, key_width]
   FloatTile values;  // [rows, value_width]
+  bool rounded;      // read from a cache that is not float32
 };
 
 // Where keys and values come from. Used by several threads, each with its own `work`.
@@ -32,6 +34,10 @@ class KeySource {
   virtual int64_t query_rows() const = 0;
   // Called once before the blocks of a group.
   virtual void start(int64_t group, float* work) const = 0;
+  // What reading the first `rows` rows for all groups takes.
+  virtual Work work(int64_t rows) const = 0;
+  // The cache, where its rows are keys and, in their first columns, values; null otherwise.
+  virtual const CacheRows* shared_rows() const { return nullptr; }
   // The cached rows [row0, row1) as `group` sees them.
   virtual KeyValues read(int64_t group, int64_t row0, int64_t row1, float* work) const = 0;
 };
@@ -46,6 +52,8 @@ class CachedKeys : public KeySource {
   int64_t work_size(int64_t rows) const override;
   int64_t query_rows() const override { return 64; }
   void start(int64_t, float*) const override {}
+  Work work(int64_t rows) const override { return {.bytes = rows * cache_.row_bytes}; }
+  const CacheRows* shared_rows() const override { return value_offset_ == 0 ? &cache_ : nullptr; }
   KeyValues read(int64_t group, int64_t row0, int64_t row1, float* work) const override;
 
  private:

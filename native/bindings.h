@@ -22,6 +22,7 @@ struct BoundMatrix {
 
 void bind_kernels(nb::module_& m);
 void bind_ops(nb::module_& m);
+void bind_profile(nb::module_& m);
 void bind_sources(nb::module_& m);
 
 // A numpy array that owns `data`, allocated with new[].

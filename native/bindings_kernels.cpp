@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "bindings.h"
+#include "default_threads.h"
 #include "quantize/quantize.h"
 #include "thread_pool.h"
 
@@ -60,11 +61,16 @@ BoundMatrix make_matrix(uint32_t type_id, int64_t rows, int64_t cols, int64_t ba
   return {{type, rows, cols, batch, row_bytes, stride, bytes}, std::move(data)};
 }
 
-using Product = decltype(Kernels::gemv_rows);
+using Product = decltype(Kernels::gemm_rows);
+
+void gemv_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
+               const int32_t* tokens, int64_t n, float* out, int64_t out_stride) {
+  kernels().gemv_rows({&w, batch, out, out_stride}, nullptr, row0, row1, x, tokens, n);
+}
 
 Product choose_product(const std::string& kernel) {
   if (kernel == "auto") return matmul_rows;
-  if (kernel == "gemv") return kernels().gemv_rows;
+  if (kernel == "gemv") return gemv_rows;
   if (kernel == "gemm") return kernels().gemm_rows;
   fail("matmul", "kernel '" + kernel + "' is not one of auto, gemv, gemm");
 }
@@ -138,25 +144,27 @@ nb::ndarray<nb::numpy, uint8_t> quantize(uint32_t type_id, FloatRows x,
 }
 
 // a [m, k] and b [n, k] -> a . b^T [m, n]
-nb::ndarray<nb::numpy, float> gemm_nt(FloatRows a, FloatRows b) {
+nb::ndarray<nb::numpy, float> gemm_nt(FloatRows a, FloatRows b, bool near) {
   require(a.shape(1) == b.shape(1), "gemm_nt", "the inner sizes differ");
   const size_t m = a.shape(0), n = b.shape(0), k = a.shape(1);
   float* out = new float[m * n];
-  kernels().gemm_nt(static_cast<int64_t>(m), static_cast<int64_t>(n), static_cast<int64_t>(k),
-                    a.data(), static_cast<int64_t>(k), b.data(), static_cast<int64_t>(k), out,
-                    static_cast<int64_t>(n));
+  const auto multiply = near ? kernels().near_nt : kernels().gemm_nt;
+  multiply(static_cast<int64_t>(m), static_cast<int64_t>(n), static_cast<int64_t>(k), a.data(),
+           static_cast<int64_t>(k), b.data(), static_cast<int64_t>(k), out,
+           static_cast<int64_t>(n));
   return to_numpy(out, {m, n});
 }
 
 // a [m, k], b [k, n] and c [m, n] -> c + a . b [m, n]
-nb::ndarray<nb::numpy, float> gemm_nn(FloatRows a, FloatRows b, FloatRows c) {
+nb::ndarray<nb::numpy, float> gemm_nn(FloatRows a, FloatRows b, FloatRows c, bool near) {
   const size_t m = a.shape(0), n = b.shape(1), k = a.shape(1);
   require(b.shape(0) == k && c.shape(0) == m && c.shape(1) == n, "gemm_nn", "the sizes disagree");
   float* out = new float[m * n];
   std::memcpy(out, c.data(), m * n * sizeof(float));
-  kernels().gemm_nn(static_cast<int64_t>(m), static_cast<int64_t>(n), static_cast<int64_t>(k),
-                    a.data(), static_cast<int64_t>(k), b.data(), static_cast<int64_t>(n), out,
-                    static_cast<int64_t>(n));
+  const auto multiply = near ? kernels().near_nn : kernels().gemm_nn;
+  multiply(static_cast<int64_t>(m), static_cast<int64_t>(n), static_cast<int64_t>(k), a.data(),
+           static_cast<int64_t>(k), b.data(), static_cast<int64_t>(n), out,
+           static_cast<int64_t>(n));
   return to_numpy(out, {m, n});
 }
 
@@ -206,11 +214,13 @@ void bind_kernels(nb::module_& m) {
   m.def("available_isas", available_isas);
   m.def("select_isa", select_isa, "name"_a);
   m.def("isa", [] { return kernels().isa; });
-  m.def("gemm_nt", gemm_nt, "a"_a, "b"_a);
-  m.def("gemm_nn", gemm_nn, "a"_a, "b"_a, "c"_a);
+  m.def("gemm_nt", gemm_nt, "a"_a, "b"_a, "near"_a = false);
+  m.def("gemm_nn", gemm_nn, "a"_a, "b"_a, "c"_a, "near"_a = false);
   m.def("rms_norm", rms_norm, "x"_a, "weight"_a, "eps"_a);
   m.def("swiglu", swiglu, "gate"_a, "up"_a);
   m.def("exp_sum", exp_sum, "x"_a, "max"_a);
+  m.def("physical_cores", physical_cores, "root"_a);
+  m.def("quota_cores", quota_cores, "root"_a);
 }
 
 }  // namespace localds

@@ -20,8 +20,8 @@ void gated_tile(const Matrix& gate, const Matrix& up, int64_t batch, int64_t row
                 const Activations& x, const int32_t* tokens, int64_t n, float* out,
                 int64_t out_stride, float* work) {
   const int64_t rows = row1 - row0;
-  matmul_rows(gate, batch, row0, row1, x, tokens, n, out + row0, out_stride);
-  matmul_rows(up, batch, row0, row1, x, tokens, n, work, rows);
+  matmul_two_rows({&gate, batch, out + row0, out_stride}, {&up, batch, work, rows}, row0, row1, x,
+                  tokens, n);
   for (int64_t i = 0; i < n; ++i) {
     float* row = out + i * out_stride + row0;
     kernels().swiglu(row, work + i * rows, rows, row);
@@ -46,10 +46,15 @@ void FfnLayer::forward(float* x, int64_t n, Recorder* recorder) const {
   TiledRows work{ff, task_rows(row_bytes, n, ff, scratch.threads())};
   float* middle = scratch.take<float>(n * ff);
   float* tiles = scratch.take<float>(scratch.threads() * n * work.tile);
-  run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {
-    gated_tile(w.gate, w.up, 0, row0, row1, in, nullptr, n, middle, ff,
-               tiles + thread * n * work.tile);
-  });
+  {
+    Work total = product_work(w.gate, n);
+    total += product_work(w.up, n);
+    const Timed timed("dense: gate, up", total);
+    run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {
+      gated_tile(w.gate, w.up, 0, row0, row1, in, nullptr, n, middle, ff,
+                 tiles + thread * n * work.tile);
+    });
+  }
 
   const Activations gated =
       activations(scratch.activations(1), middle, n, ff, ff, needs_int8(w.down));
@@ -57,7 +62,7 @@ void FfnLayer::forward(float* x, int64_t n, Recorder* recorder) const {
     recorder->add("hidden", in);
     recorder->add("middle", gated);
   }
-  add_product(scratch, w.down, gated, hidden_rows, x);
+  add_product("dense: down", scratch, w.down, gated, hidden_rows, x);
 }
 
 }  // namespace localds

@@ -46,7 +46,7 @@ void GqaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past
   const Product products[] = {{&w.q, 0, &in, nullptr, n, q, q_width},
                               {&w.k, 0, &in, nullptr, n, kv, 2 * kv_width},
                               {&w.v, 0, &in, nullptr, n, kv + kv_width, 2 * kv_width}};
-  run_products(scratch, products);
+  run_products("attention: q, k, v", scratch, products);
   position_rows(q, kv, n, cache, past, grouped, scratch);
 
   const AttentionShape shape{kv_heads_, heads_ / kv_heads_, head_, head_};
@@ -54,12 +54,13 @@ void GqaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past
   const Activations values =
       activations(scratch.activations(0), q, n, q_width, q_width, needs_int8(w.output));
   if (recorder) recorder->add("values", values);
-  add_product(scratch, w.output, values, hidden_rows, x);
+  add_product("attention: output", scratch, w.output, values, hidden_rows, x);
 }
 
 // Rotates queries and keys, scales the queries and orders them by group, writes the cached rows.
 void GqaLayer::position_rows(float* q, float* kv, int64_t n, const CacheRows& cache, int64_t past,
                              float* grouped, Scratch& scratch) const {
+  const Timed timed("attention: rope, cache rows");
   const int64_t queries = heads_ / kv_heads_;
   const int64_t row = 2 * kv_heads_ * head_;
   float* tables = scratch.take<float>(n * rope_.width());

@@ -35,7 +35,7 @@ void HeadLayer::forward(const float* x, int64_t n, float* logits, Recorder* reco
       normalized(scratch.activations(0), norm_, x, n, hidden_rows, needs_int8(output_));
   if (recorder) recorder->add("hidden", in);
   const Product product{&output_, 0, &in, nullptr, n, logits, output_.rows};
-  run_products(scratch, {&product, 1});
+  run_products("head", scratch, {&product, 1});
 }
 
 }  // namespace localds

@@ -41,6 +41,10 @@ std::vector<const Kernels*> usable_tables() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  const bool amx = avx512 && __builtin_cpu_supports("amx-tile") &&
+                   __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("amx-bf16") &&
+                   __builtin_cpu_supports("avx512bf16") && request_amx();
+  if (amx) tables.push_back(&amx_kernels());
   if (avx512) tables.push_back(&avx512_kernels());
   if (avx2) tables.push_back(&avx2_kernels());
 #elif defined(LOCALDS_NEON)
@@ -123,29 +127,43 @@ void ActivationBuffer::reserve(const float* x, int64_t rows, int64_t cols, int64
   const auto elements = static_cast<size_t>(rows * padded);
   if (scale_.size() < elements / kGroup) {
     // Vectors that cross cache lines would be loaded at half the speed.
-    q_.resize(elements + kAlignment);
-    const auto address = reinterpret_cast<uintptr_t>(q_.data());
-    aligned_q_ = q_.data() + (kAlignment - address % kAlignment) % kAlignment;
+    bytes_.resize(2 * elements + kAlignment);
+    const auto address = reinterpret_cast<uintptr_t>(bytes_.data());
+    q_ = bytes_.data() + (kAlignment - address % kAlignment) % kAlignment;
     scale_.resize(elements / kGroup);
     sum_.resize(elements / kHalfGroup);
   }
-  view_ = {rows, cols, x, stride, aligned_q_, scale_.data(), sum_.data(), padded};
+  arranged_ = q_ + elements;
+  view_ = {rows, cols, x, stride, q_, arranged_, scale_.data(), sum_.data(), padded};
 }
 
 void ActivationBuffer::quantize(int64_t row0, int64_t row1) {
   const int64_t padded = view_.q_stride;
   for (int64_t r = row0; r < row1; ++r) {
     kernels().quantize_activations(view_.f32 + r * view_.f32_stride, view_.cols, padded,
-                                   aligned_q_ + r * padded, scale_.data() + r * padded / kGroup,
+                                   q_ + r * padded, arranged_ + r * padded,
+                                   scale_.data() + r * padded / kGroup,
                                    sum_.data() + r * padded / kHalfGroup);
   }
 }
 
 void matmul_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
                  const int32_t* tokens, int64_t n, float* out, int64_t out_stride) {
-  const Kernels& table = kernels();
-  const auto multiply = n <= kGemvTokens ? table.gemv_rows : table.gemm_rows;
-  multiply(w, batch, row0, row1, x, tokens, n, out, out_stride);
+  if (n <= kGemvTokens) {
+    kernels().gemv_rows({&w, batch, out, out_stride}, nullptr, row0, row1, x, tokens, n);
+  } else {
+    kernels().gemm_rows(w, batch, row0, row1, x, tokens, n, out, out_stride);
+  }
+}
+
+void matmul_two_rows(const RowsOf& a, const RowsOf& b, int64_t row0, int64_t row1,
+                     const Activations& x, const int32_t* tokens, int64_t n) {
+  if (n <= kGemvTokens && a.w->type == b.w->type) {
+    return kernels().gemv_rows(a, &b, row0, row1, x, tokens, n);
+  }
+  for (const RowsOf& part : {a, b}) {
+    matmul_rows(*part.w, part.batch, row0, row1, x, tokens, n, part.out, part.out_stride);
+  }
 }
 
 int64_t rows_per_task(const Matrix& w, int64_t n_tokens, int n_threads) {

@@ -75,7 +75,7 @@ void MlaLayer::forward(float* x, int64_t n, const CacheRows& cache, int64_t past
   const Activations in =
       activations(scratch.activations(0), values, n, width, width, needs_int8(w.output));
   if (recorder) recorder->add("values", in);
-  add_product(scratch, w.output, in, hidden_rows, x);
+  add_product("attention: output", scratch, w.output, in, hidden_rows, x);
 }
 
 // q and kv from the normalized hidden states.
@@ -86,23 +86,24 @@ void MlaLayer::Call::project(const Activations& x) {
   if (!w.q_a) {
     const Product products[] = {{&w.q, 0, &x, nullptr, n, q, q_width},
                                 {&w.kv_a, 0, &x, nullptr, n, kv, row}};
-    run_products(scratch, products);
+    run_products("attention: q, kv_a", scratch, products);
     return;
   }
   const int64_t rank = w.q_a->rows;
   float* low = scratch.take<float>(n * rank);
   const Product products[] = {{&*w.q_a, 0, &x, nullptr, n, low, rank},
                               {&w.kv_a, 0, &x, nullptr, n, kv, row}};
-  run_products(scratch, products);
+  run_products("attention: q_a, kv_a", scratch, products);
   const Activations low_x =
       normalized(scratch.activations(0), *w.q_norm, low, n, low, needs_int8(w.q));
   if (recorder) recorder->add("low_query", low_x);
   const Product expand[] = {{&w.q, 0, &low_x, nullptr, n, q, q_width}};
-  run_products(scratch, expand);
+  run_products("attention: q_b", scratch, expand);
 }
 
 // Rotates and scales the queries, writes the cached rows.
 void MlaLayer::Call::position_rows() {
+  const Timed timed("attention: rope, cache rows");
   const Norm& norm = layer.weights_.kv_norm;
   const Rope& rope = layer.rope_;
   float* tables = scratch.take<float>(n * rope.width());
@@ -154,11 +155,14 @@ bool MlaLayer::Call::expanding_pays() const {
 void MlaLayer::Call::attend_expanded(float* values) {
   const AttentionShape shape{heads, 1, head, layer.value_};
   float* by_head = scratch.take<float>(heads * n * head);
-  parallel_rows(heads * n, head, [&](int64_t i0, int64_t i1, int) {
-    for (int64_t i = i0; i < i1; ++i) {
-      std::copy_n(q + (i % n * heads + i / n) * head, head, by_head + i * head);
-    }
-  });
+  {
+    const Timed timed("attention: queries by head");
+    parallel_rows(heads * n, head, [&](int64_t i0, int64_t i1, int) {
+      for (int64_t i = i0; i < i1; ++i) {
+        std::copy_n(q + (i % n * heads + i / n) * head, head, by_head + i * head);
+      }
+    });
+  }
   const ExpandedLatents source(layer.weights_.k_b, layer.weights_.v_b, layer.rope_width_, cache);
   attend(shape, source, past, n, by_head, values, scratch);
 }
@@ -186,7 +190,7 @@ void MlaLayer::Call::attend_absorbed(float* values) {
     products[h] = {
         &v_b, h, &contexts, head_rows + h * n, n, values + h * layer.value_, heads * layer.value_};
   }
-  run_products(scratch, {products, static_cast<size_t>(heads)});
+  run_products("attention: v_b", scratch, {products, static_cast<size_t>(heads)});
 }
 
 // The position-free part of each query times its head's k_b: now it meets the latent directly.
@@ -198,7 +202,7 @@ void MlaLayer::Call::absorb_queries(const int32_t* head_rows, float* absorbed) {
   for (int64_t h = 0; h < heads; ++h) {
     products[h] = {&k_b, h, &queries, head_rows + h * n, n, absorbed + h * row, heads * row};
   }
-  run_products(scratch, {products, static_cast<size_t>(heads)});
+  run_products("attention: k_b", scratch, {products, static_cast<size_t>(heads)});
   for (int64_t i = 0; i < n * heads; ++i) {
     const float* rotated = q + i * head + layer.nope_;
     std::copy_n(rotated, layer.rope_width_, absorbed + i * row + layer.kv_rank_);

@@ -36,11 +36,13 @@ KeyValues ExpandedLatents::read(int64_t, int64_t row0, int64_t row1, float* work
     std::fill_n(key, nope, 0.0f);
     std::copy_n(latents.data + i * latents.stride + rank(), rope_width_, key + nope);
   }
-  kernels().gemm_nn(n, nope, rank(), latents.data, latents.stride, key_weights, nope, keys,
-                    key_width());
-  kernels().gemm_nt(n, v_b_.rows, rank(), latents.data, latents.stride, value_weights, rank(),
-                    values, v_b_.rows);
-  return {{keys, key_width()}, {values, v_b_.rows}};
+  const bool rounded = cache_.type != Type::F32;
+  const auto gemm_nn = rounded ? kernels().near_nn : kernels().gemm_nn;
+  const auto gemm_nt = rounded ? kernels().near_nt : kernels().gemm_nt;
+  gemm_nn(n, nope, rank(), latents.data, latents.stride, key_weights, nope, keys, key_width());
+  gemm_nt(n, v_b_.rows, rank(), latents.data, latents.stride, value_weights, rank(), values,
+          v_b_.rows);
+  return {{keys, key_width()}, {values, v_b_.rows}, rounded};
 }
 
 }  // namespace localds

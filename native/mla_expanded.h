@@ -19,6 +19,9 @@ class ExpandedLatents : public KeySource {
 
   int64_t work_size(int64_t rows) const override;
   int64_t query_rows() const override { return 512; }
+  Work work(int64_t rows) const override {
+    return {.bytes = rows * cache_.row_bytes, .floats = rows * k_b_.batch * weights_size()};
+  }
   void start(int64_t group, float* work) const override;
   KeyValues read(int64_t group, int64_t row0, int64_t row1, float* work) const override;
 

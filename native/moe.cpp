@@ -8,6 +8,9 @@
 
 namespace localds {
 
+// Up to so many pairs of a token and an expert, reading weights takes the time.
+static constexpr int64_t kFewPairs = 64;
+
 MoeLayer::MoeLayer(Norm norm, Matrix router_weight, Router router, FfnWeights experts,
                    std::optional<FfnWeights> shared)
     : norm_(std::move(norm)),
@@ -29,7 +32,7 @@ void MoeLayer::route(const float* x, int64_t n, int32_t* ids, float* weights) co
   float* logits = scratch.take<float>(n * router_.experts);
   const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows, false);
   const Product product{&router_weight_, 0, &in, nullptr, n, logits, router_.experts};
-  run_products(scratch, {&product, 1});
+  run_products("experts: router", scratch, {&product, 1});
   choose(logits, n, ids, weights, scratch);
 }
 
@@ -93,11 +96,15 @@ void MoeLayer::score(const Activations& x, float* logits, float* shared_middle,
   TiledRows work[2] = {
       {router_.experts, task_rows(router_weight_.row_bytes, n, all_rows, threads)}};
   float* tiles = nullptr;
+  Work total = product_work(router_weight_, n);
   if (shared_) {
     const int64_t row_bytes = shared_->gate.row_bytes + shared_->up.row_bytes;
     work[1] = {shared_ff, task_rows(row_bytes, n, all_rows, threads)};
     tiles = scratch.take<float>(threads * n * work[1].tile);
+    total += product_work(shared_->gate, n);
+    total += product_work(shared_->up, n);
   }
+  const Timed timed("experts: router, shared gate, up", total);
   run_tiles({work, shared_ ? 2u : 1u}, [&](int64_t i, int64_t row0, int64_t row1, int thread) {
     if (i == 0) {
       matmul_rows(router_weight_, 0, row0, row1, x, nullptr, n, logits + row0, router_.experts);
@@ -110,6 +117,7 @@ void MoeLayer::score(const Activations& x, float* logits, float* shared_middle,
 
 void MoeLayer::choose(float* logits, int64_t n, int32_t* ids, float* weights,
                       Scratch& scratch) const {
+  const Timed timed("experts: choice");
   const int64_t experts = router_.experts;
   float* work = scratch.take<float>(scratch.threads() * 2 * experts);
   parallel_rows(n, 16 * experts, [&](int64_t t0, int64_t t1, int thread) {
@@ -163,6 +171,10 @@ float* MoeLayer::gate_experts(const Activations& x, const ExpertPairs& pairs,
   }
   float* middle = scratch.take<float>(pairs.pairs * ff);
   float* tiles = scratch.take<float>(scratch.threads() * largest_tile);
+  const auto active = static_cast<int64_t>(pairs.experts.size());
+  Work total = product_work(experts_.gate, pairs.pairs, active);
+  total += product_work(experts_.up, pairs.pairs, active);
+  const Timed timed("experts: gate, up", total);
   run_tiles({work, pairs.experts.size()}, [&](int64_t i, int64_t row0, int64_t row1, int thread) {
     const ExpertPairs::Expert& e = pairs.experts[i];
     gated_tile(experts_.gate, experts_.up, e.id, row0, row1, x, pairs.tokens + e.first, e.count,
@@ -178,22 +190,64 @@ static Activations rows_of(const Activations& x, int64_t first, int64_t n) {
   part.f32 += first * x.f32_stride;
   if (x.q) {
     part.q += first * x.q_stride;
+    part.arranged += first * x.q_stride;
     part.scale += first * x.q_stride / kGroup;
     part.sum += first * x.q_stride / kHalfGroup;
   }
   return part;
 }
 
-// x += weight * down(gated) for every pair, then the shared expert's. A task owns a range of
-// output rows and walks through all experts in order: that fixes the order of every sum.
+// x += weight * down(gated) for every pair, then the shared expert's, always in this order.
 void MoeLayer::add_experts(const Activations& gated, const ExpertPairs& pairs,
                            const Activations* shared_gated, float* x, int64_t n,
                            Scratch& scratch) const {
+  if (pairs.pairs <= kFewPairs) {
+    add_few(gated, pairs, shared_gated, x, n, scratch);
+  } else {
+    add_many(gated, pairs, shared_gated, x, n, scratch);
+  }
+}
+
+// All products first: tasks read one expert's rows in a stretch, as memory likes it.
+void MoeLayer::add_few(const Activations& gated, const ExpertPairs& pairs,
+                       const Activations* shared_gated, float* x, int64_t n,
+                       Scratch& scratch) const {
+  const int64_t width = hidden();
+  const size_t active = pairs.experts.size();
+  float* outputs = scratch.take<float>(pairs.pairs * width);
+  float* shared_outputs = scratch.take<float>(n * width);
+  auto* inputs = scratch.take<Activations>(static_cast<int64_t>(active));
+  auto* products = scratch.take<Product>(static_cast<int64_t>(active) + 1);
+  for (size_t i = 0; i < active; ++i) {
+    const ExpertPairs::Expert& e = pairs.experts[i];
+    inputs[i] = rows_of(gated, e.first, e.count);
+    products[i] = {&experts_.down, e.id, &inputs[i], nullptr, e.count, outputs + e.first * width,
+                   width};
+  }
+  if (shared_gated) {
+    products[active] = {&shared_->down, 0, shared_gated, nullptr, n, shared_outputs, width};
+  }
+  run_products("experts: down", scratch, {products, active + (shared_gated ? 1 : 0)});
+
+  const Timed timed("experts: sum");
+  for (int64_t i = 0; i < pairs.pairs; ++i) {
+    kernels().axpy(pairs.weights[i], outputs + i * width, width, x + pairs.tokens[i] * width);
+  }
+  if (shared_gated) kernels().axpy(1.0f, shared_outputs, n * width, x);
+}
+
+// A task owns a range of output rows and walks through all experts: no output of a pair is kept.
+void MoeLayer::add_many(const Activations& gated, const ExpertPairs& pairs,
+                        const Activations* shared_gated, float* x, int64_t n,
+                        Scratch& scratch) const {
   const int64_t width = hidden();
   int64_t row_bytes = static_cast<int64_t>(pairs.experts.size()) * experts_.down.row_bytes;
   if (shared_gated) row_bytes += shared_->down.row_bytes;
   TiledRows work{width, task_rows(row_bytes, n, width, scratch.threads())};
   float* tiles = scratch.take<float>(scratch.threads() * n * work.tile);
+  Work total = product_work(experts_.down, pairs.pairs, static_cast<int64_t>(pairs.experts.size()));
+  if (shared_gated) total += product_work(shared_->down, n);
+  const Timed timed("experts: down", total);
   run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {
     const int64_t rows = row1 - row0;
     float* tile = tiles + thread * n * work.tile;

@@ -53,6 +53,10 @@ class MoeLayer {
   float* gate_experts(const Activations& x, const ExpertPairs& pairs, Scratch& scratch) const;
   void add_experts(const Activations& gated, const ExpertPairs& pairs,
                    const Activations* shared_gated, float* x, int64_t n, Scratch& scratch) const;
+  void add_few(const Activations& gated, const ExpertPairs& pairs, const Activations* shared_gated,
+               float* x, int64_t n, Scratch& scratch) const;
+  void add_many(const Activations& gated, const ExpertPairs& pairs, const Activations* shared_gated,
+                float* x, int64_t n, Scratch& scratch) const;
 
   void record(const Activations& x, const Activations& gated, const ExpertPairs& pairs,
               Scratch& scratch, Recorder& recorder) const;

@@ -5,34 +5,42 @@
 
 namespace localds {
 
+static constexpr char kInputs[] = "norms, int8 inputs";
+
 int64_t task_rows(int64_t row_bytes, int64_t n, int64_t all_rows, int threads) {
   constexpr int64_t kStep = 16;              // a multiple of every kernel's panel
   constexpr int64_t kFewTokens = 8;          // up to here, reading weights takes the time
-  constexpr int64_t kTaskBytes = 512 << 10;  // some 25 us of one core's reading
+  constexpr int64_t kTaskBytes = 512 << 10;  // some 5 us of one core's reading
   constexpr int64_t kManyTokensRows = 128;
-  constexpr int64_t kTasksPerThread = 4;
+  constexpr int64_t kTasksPerThread = 8;
   const int64_t wanted = n <= kFewTokens ? kTaskBytes / row_bytes : kManyTokensRows;
   const int64_t rows = std::min(wanted, all_rows / (kTasksPerThread * threads));
   return std::max<int64_t>(1, (rows + kStep - 1) / kStep) * kStep;
 }
 
-void run_products(Scratch& scratch, std::span<const Product> products) {
+void run_products(const char* name, Scratch& scratch, std::span<const Product> products) {
   const auto count = static_cast<int64_t>(products.size());
   int64_t all_rows = 0;
-  for (const Product& p : products) all_rows += p.w->rows;
+  Work total;
+  for (const Product& p : products) {
+    all_rows += p.w->rows;
+    total += product_work(*p.w, p.n);
+  }
   TiledRows* work = scratch.take<TiledRows>(count);
   for (int64_t i = 0; i < count; ++i) {
     const Product& p = products[i];
     work[i] = {p.w->rows, task_rows(p.w->row_bytes, p.n, all_rows, scratch.threads())};
   }
+  const Timed timed(name, total);
   run_tiles({work, products.size()}, [&](int64_t i, int64_t row0, int64_t row1, int) {
     const Product& p = products[i];
     matmul_rows(*p.w, p.batch, row0, row1, *p.x, p.tokens, p.n, p.out + row0, p.out_stride);
   });
 }
 
-void add_product(Scratch& scratch, const Matrix& w, const Activations& x, float* out,
-                 float* residual) {
+void add_product(const char* name, Scratch& scratch, const Matrix& w, const Activations& x,
+                 float* out, float* residual) {
+  const Timed timed(name, product_work(w, x.rows));
   TiledRows work{w.rows, task_rows(w.row_bytes, x.rows, w.rows, scratch.threads())};
   run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int) {
     matmul_rows(w, 0, row0, row1, x, nullptr, x.rows, out + row0, w.rows);
@@ -48,6 +56,7 @@ bool needs_int8(const Matrix& w) { return !type_info(w.type).is_float; }
 Activations activations(ActivationBuffer& buffer, const float* x, int64_t n, int64_t cols,
                         int64_t stride, bool int8) {
   if (!int8) return {.rows = n, .cols = cols, .f32 = x, .f32_stride = stride};
+  const Timed timed(kInputs);
   buffer.reserve(x, n, cols, stride);
   parallel_rows(n, cols, [&](int64_t row0, int64_t row1, int) { buffer.quantize(row0, row1); });
   return buffer.view();
@@ -55,6 +64,7 @@ Activations activations(ActivationBuffer& buffer, const float* x, int64_t n, int
 
 Activations normalized(ActivationBuffer& buffer, const Norm& norm, const float* x, int64_t n,
                        float* out, bool int8) {
+  const Timed timed(kInputs);
   const int64_t width = norm.width();
   if (int8) buffer.reserve(out, n, width, width);
   parallel_rows(n, 2 * width, [&](int64_t row0, int64_t row1, int) {

@@ -9,6 +9,7 @@
 
 #include "kernels.h"
 #include "matrix.h"
+#include "profile.h"
 #include "scratch.h"
 #include "thread_pool.h"
 
@@ -69,12 +70,12 @@ struct Product {
   int64_t out_stride;
 };
 
-// All products in one pool run.
-void run_products(Scratch& scratch, std::span<const Product> products);
+// All products in one pool run, the step `name` of the profile.
+void run_products(const char* name, Scratch& scratch, std::span<const Product> products);
 
 // residual[i, :] += w . x[i, :], in one pool run; `out` is scratch, [x.rows, w.rows].
-void add_product(Scratch& scratch, const Matrix& w, const Activations& x, float* out,
-                 float* residual);
+void add_product(const char* name, Scratch& scratch, const Matrix& w, const Activations& x,
+                 float* out, float* residual);
 
 bool needs_int8(const Matrix& w);
 

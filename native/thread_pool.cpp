@@ -17,6 +17,8 @@ namespace {
 // Longer than the gap between two operations of a decoded token, shorter than anybody notices.
 constexpr std::chrono::microseconds kSpin{100};
 
+constexpr size_t kCacheLine = 64;
+
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -41,36 +43,49 @@ bool spin(Ready ready) {
 }  // namespace
 
 struct ThreadPool::State {
-  explicit State(int n) : threads(n) {}
+  explicit State(int n) : threads(n), ranges(static_cast<size_t>(n)) {}
 
   std::mutex run_mutex;  // held by the one active `run`, or by `resize`
   std::atomic<int> threads;
   std::vector<std::thread> workers;  // started by the first run that needs them
 
-  // The run in progress. `ticket` is its number in the high half and its unclaimed tasks in the low
-  // half, so that one compare-and-swap claims a task of this very run: a worker that wakes late
-  // finds nothing left and touches nothing else.
-  std::atomic<uint64_t> ticket{0};
-  std::atomic<uint32_t> done{0};
+  // The run in progress. A thread's unclaimed tasks are a range of its own, begin in the high half
+  // and end in the low one. It takes them from the front: its neighbours are in memory side by
+  // side, and what was fetched ahead is used. Whoever has none left takes them from the backs of
+  // others.
+  struct alignas(kCacheLine) Range {
+    std::atomic<uint64_t> tasks{0};
+  };
+  std::vector<Range> ranges;  // one a thread
+  std::atomic<int64_t> done{0};
   const std::function<void(int64_t, int)>* task = nullptr;
   int64_t tasks = 0;
 
   std::atomic<uint32_t> epoch{0};  // changes when there is something to wake up for
   std::atomic<bool> stop{false};
 
-  bool claim(int64_t* index);
+  bool claim(int thread, int64_t* index);
   void work(int thread);
   void worker(int thread);
   void start_workers();
   void stop_workers();
 };
 
-bool ThreadPool::State::claim(int64_t* index) {
-  uint64_t seen = ticket.load(std::memory_order_acquire);
-  while (static_cast<uint32_t>(seen) != 0) {
-    if (ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acquire)) {
-      *index = tasks - static_cast<uint32_t>(seen);
-      return true;
+// A compare-and-swap may succeed on the range of a later run than it was read from: then the task
+// is one of that run, whose `task` was stored before its ranges.
+bool ThreadPool::State::claim(int thread, int64_t* index) {
+  const int count = static_cast<int>(ranges.size());
+  for (int i = 0; i < count; ++i) {
+    std::atomic<uint64_t>& range = ranges[static_cast<size_t>((thread + i) % count)].tasks;
+    uint64_t seen = range.load(std::memory_order_acquire);
+    while (true) {
+      const uint64_t begin = seen >> 32, end = static_cast<uint32_t>(seen);
+      if (begin >= end) break;
+      const uint64_t rest = i == 0 ? (begin + 1) << 32 | end : begin << 32 | (end - 1);
+      if (range.compare_exchange_weak(seen, rest, std::memory_order_acq_rel)) {
+        *index = static_cast<int64_t>(i == 0 ? begin : end - 1);
+        return true;
+      }
     }
   }
   return false;
@@ -78,7 +93,7 @@ bool ThreadPool::State::claim(int64_t* index) {
 
 void ThreadPool::State::work(int thread) {
   int64_t index;
-  while (claim(&index)) {
+  while (claim(thread, &index)) {
     const int64_t all = tasks;  // of this run: the next may begin after the last addition
     (*task)(index, thread);
     if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == all) done.notify_all();
@@ -86,16 +101,11 @@ void ThreadPool::State::work(int thread) {
 }
 
 void ThreadPool::State::worker(int thread) {
-  const auto wanted = [this] {
-    return static_cast<uint32_t>(ticket.load(std::memory_order_relaxed)) != 0 ||
-           stop.load(std::memory_order_relaxed);
-  };
   while (!stop.load(std::memory_order_acquire)) {
+    // Read before the work and changed after the ranges are set: no wake-up is lost.
+    const uint32_t seen = epoch.load(std::memory_order_acquire);
     work(thread);
-    if (spin(wanted)) continue;
-    // The epoch is read before the last look and changed after the ticket: no wake-up is lost.
-    const uint32_t seen = epoch.load();
-    if (!wanted()) epoch.wait(seen);
+    if (!spin([&] { return epoch.load(std::memory_order_relaxed) != seen; })) epoch.wait(seen);
   }
 }
 
@@ -142,6 +152,7 @@ void ThreadPool::resize(int threads) {
   if (threads == state_->threads.load()) return;
   state_->stop_workers();
   state_->threads.store(threads);
+  state_->ranges = std::vector<State::Range>(static_cast<size_t>(threads));
 }
 
 void ThreadPool::run(int64_t tasks, const std::function<void(int64_t, int)>& task) {
@@ -158,8 +169,12 @@ void ThreadPool::run(int64_t tasks, const std::function<void(int64_t, int)>& tas
   s.task = &task;
   s.tasks = tasks;
   s.done.store(0, std::memory_order_relaxed);
-  const uint64_t run_number = (s.ticket.load(std::memory_order_relaxed) >> 32) + 1;
-  s.ticket.store(run_number << 32 | static_cast<uint64_t>(tasks), std::memory_order_release);
+  const auto threads = static_cast<int64_t>(s.ranges.size());
+  for (int64_t i = 0; i < threads; ++i) {
+    const auto begin = static_cast<uint64_t>(tasks * i / threads);
+    const auto end = static_cast<uint64_t>(tasks * (i + 1) / threads);
+    s.ranges[static_cast<size_t>(i)].tasks.store(begin << 32 | end, std::memory_order_release);
+  }
   s.epoch.fetch_add(1);
   s.epoch.notify_all();
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from mmap import ACCESS_READ, mmap
+import mmap
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from localds.gguf.error import GGUFError
 
 
-def map_file(path: Path) -> mmap:
+def map_file(path: Path) -> mmap.mmap:
     """Map the whole file for reading. Raises `GGUFError` where that is not possible."""
     try:
         _check_regular(path)
         with path.open("rb") as file:
-            return mmap(file.fileno(), 0, access=ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise GGUFError(f"{path}: no such file; check the path") from error
     except PermissionError as error:
         raise GGUFError(f"{path}: permission denied; make the file readable to you") from error
     except OSError as error:
         raise GGUFError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
+    _ask_for_huge_pages(mapped)
+    return mapped
+
+
+def _ask_for_huge_pages(mapped: mmap.mmap) -> None:
+    """Have what is read from disk lie in large pages: reading weights from them is faster.
+
+    Linux does so on file systems with large folios; what lies in memory already stays as it is.
+    """
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None:
+        with suppress(OSError):  # a kernel without them
+            mapped.madvise(advice)
 
 
 def _check_regular(path: Path) -> None:

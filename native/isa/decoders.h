@@ -23,12 +23,14 @@ namespace localds::LOCALDS_ISA {
 
 constexpr int kSpanGroups = kSpan / kGroup;
 
-// Where the chunk of a group's first or second half lies among the bytes of a span.
+// Where the chunk of a group's first or second half lies among the bytes of a span, arranged so.
+constexpr int64_t arranged_offset(int64_t group, int64_t half) {
+  const int64_t g = group % kSpanGroups;
+  return group / kSpanGroups * kSpan + kHalfGroup * (g % 2 * 8 + half * 4 + g / 2);
+}
 template <class D>
 constexpr int64_t chunk_offset(int64_t group, int64_t half) {
-  const int64_t g = group % kSpanGroups;
-  return group / kSpanGroups * kSpan +
-         kHalfGroup * (D::kHalves ? 2 * g + half : g % 2 * 8 + half * 4 + g / 2);
+  return D::kHalves ? group * kGroup + half * kHalfGroup : arranged_offset(group, half);
 }
 
 // Added to signed bytes where `dot` wants unsigned ones.

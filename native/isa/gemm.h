@@ -211,7 +211,7 @@ void gemm_chunk(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, cons
       Token four[4];
       for (int64_t j = 0; j < 4; ++j) {
         const int64_t k = i + t + j < n ? i + t + j : n - 1;
-        four[j] = token_at(x, tokens ? tokens[k] : k);
+        four[j] = token_at(x, x.q, tokens ? tokens[k] : k);
       }
       pack_four_tokens<D>(four, w.cols, size, packed + i * token_units + t);
     }
@@ -226,9 +226,10 @@ void gemm_chunk(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, cons
   }
 }
 
-template <class D>
-void gemm_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
-               const int32_t* tokens, int64_t n, float* out, int64_t out_stride) {
+// body(x, tokens, first, count) for as many of the n tokens as are packed at a time; `x` and
+// `tokens` begin with the first of them.
+template <class Body>
+LOCALDS_INLINE void for_packed(int64_t n, const Activations& x, const int32_t* tokens, Body body) {
   for (int64_t i = 0; i < n; i += kMaxPacked) {
     Activations rest = x;
     if (!tokens) {
@@ -236,9 +237,18 @@ void gemm_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const
       rest.scale += i * x.q_stride / kGroup;
       rest.sum += i * x.q_stride / kHalfGroup;
     }
-    gemm_chunk<D>(w, batch, row0, row1, rest, tokens ? tokens + i : nullptr,
-                  n - i < kMaxPacked ? n - i : kMaxPacked, out + i * out_stride, out_stride);
+    body(rest, tokens ? tokens + i : nullptr, i, n - i < kMaxPacked ? n - i : kMaxPacked);
   }
+}
+
+template <class D>
+void gemm_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
+               const int32_t* tokens, int64_t n, float* out, int64_t out_stride) {
+  for_packed(n, x, tokens,
+             [&](const Activations& part, const int32_t* list, int64_t first, int64_t count) {
+               gemm_chunk<D>(w, batch, row0, row1, part, list, count, out + first * out_stride,
+                             out_stride);
+             });
 }
 
 }  // namespace localds::LOCALDS_ISA

@@ -14,8 +14,9 @@ struct Token {
   const int16_t* sum;
 };
 
-LOCALDS_INLINE Token token_at(const Activations& x, int64_t t) {
-  return {x.q + t * x.q_stride, x.scale + t * x.q_stride / kGroup,
+// Token t of x, with its bytes in the order of `q`: x.q or x.arranged.
+LOCALDS_INLINE Token token_at(const Activations& x, const int8_t* q, int64_t t) {
+  return {q + t * x.q_stride, x.scale + t * x.q_stride / kGroup,
           x.sum + t * x.q_stride / kHalfGroup};
 }
 
@@ -94,69 +95,81 @@ class RowProduct {
   Factors factors_[T];
 };
 
-// R rows at a time: the sums of one wait while those of another are added.
+// A row of weights, and where its products go: for token t to out[t * stride].
+struct Row {
+  const uint8_t* bytes;
+  float* out;
+  int64_t stride;
+};
+
+// R rows of `cols` weights at a time: the sums of one wait while those of another are added.
 template <class D, int T, int R>
-LOCALDS_INLINE void multiply_rows(const Matrix& w, const uint8_t* bytes, const Token* tokens,
-                                  float* out, int64_t out_stride) {
+void multiply_rows(const Row (&rows)[R], int64_t cols, const Token* tokens) {
   RowProduct<D, T> products[R];
-  int64_t col = 0;
+  int64_t col = 0, byte = 0;
   const auto add_spans = [&](int groups, int size) __attribute__((always_inline)) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
-      const uint8_t* at = bytes + r * w.row_bytes;
-      for (int line = 0; line < size; line += 64) prefetch(at + kAhead + line);
+      const uint8_t* at = rows[r].bytes + byte;
+      for (int line = 0; line < size; line += 64) {
+        prefetch(at + kAhead + line);
+        prefetch_near(at + kNear + line);
+      }
       products[r].add_span(tokens, at, col, groups);
     }
   };
-  for (; col + kSpan <= w.cols; col += kSpan, bytes += D::kSpanBytes) {
+  for (; col + kSpan <= cols; col += kSpan, byte += D::kSpanBytes) {
     add_spans(kSpanGroups, D::kSpanBytes);
   }
   if constexpr (requires { D::kBlockBytes; }) {
-    const int groups = static_cast<int>((w.cols - col) / kGroup);
+    const int groups = static_cast<int>((cols - col) / kGroup);
     if (groups) add_spans(groups, groups * D::kBlockBytes);
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 2
   for (int r = 0; r < R; ++r) {
-    for (int t = 0; t < T; ++t) out[t * out_stride + r] = products[r].result(t);
+    for (int t = 0; t < T; ++t) rows[r].out[t * rows[r].stride] = products[r].result(t);
   }
 }
 
+// Rows [row0, row1) of a, or of a and b side by side: two streams without a jump from one to the
+// other.
 template <class D, int T>
-void gemv_tokens(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Token* tokens,
-                 float* out, int64_t out_stride) {
-  int64_t r = row0;
-  for (; r + 2 <= row1; r += 2, out += 2) {
-    multiply_rows<D, T, 2>(w, w.row(batch, r), tokens, out, out_stride);
+void gemv_tokens(const RowsOf& a, const RowsOf* b, int64_t row0, int64_t row1,
+                 const Token* tokens) {
+  const auto row_of = [row0](const RowsOf& rows, int64_t r) {
+    return Row{rows.w->row(rows.batch, r), rows.out + (r - row0), rows.out_stride};
+  };
+  const int64_t cols = a.w->cols;
+  if (b) {
+    for (int64_t r = row0; r < row1; ++r) {
+      multiply_rows<D, T, 2>({row_of(a, r), row_of(*b, r)}, cols, tokens);
+    }
+    return;
   }
-  if (r < row1) multiply_rows<D, T, 1>(w, w.row(batch, r), tokens, out, out_stride);
+  const int64_t half = (row1 - row0) / 2;
+  for (int64_t r = row0; r < row0 + half; ++r) {
+    multiply_rows<D, T, 2>({row_of(a, r), row_of(a, r + half)}, cols, tokens);
+  }
+  if ((row1 - row0) % 2) multiply_rows<D, T, 1>({row_of(a, row1 - 1)}, cols, tokens);
 }
 
-// Copies a token's bytes into the decoder's order.
+// `b` may be null; if not, it has the type and the columns of `a`.
 template <class D>
-void arrange(Token& token, int64_t cols, int8_t* to) {
-  for (int64_t g = 0; g < (cols + kSpan - 1) / kSpan * kSpanGroups; ++g) {
-    const int8_t* from = token.q + g * kGroup;
-    std::memcpy(to + chunk_offset<D>(g, 0), from, kHalfGroup);
-    std::memcpy(to + chunk_offset<D>(g, 1), from + kHalfGroup, kHalfGroup);
-  }
-  token.q = to;
-}
-
-template <class D>
-void gemv_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, const Activations& x,
-               const int32_t* tokens, int64_t n, float* out, int64_t out_stride) {
+void gemv_rows(RowsOf a, const RowsOf* b, int64_t row0, int64_t row1, const Activations& x,
+               const int32_t* tokens, int64_t n) {
   constexpr int64_t kTokens = 4;
-  auto* arranged = static_cast<int8_t*>(thread_scratch(static_cast<size_t>(kTokens * x.q_stride)));
-  for (int64_t i = 0; i < n; i += kTokens, out += kTokens * out_stride) {
+  RowsOf second = b ? *b : a;
+  for (int64_t i = 0; i < n; i += kTokens) {
     const int64_t count = n - i < kTokens ? n - i : kTokens;
     Token four[kTokens];
     for (int64_t t = 0; t < count; ++t) {
-      four[t] = token_at(x, tokens ? tokens[i + t] : i + t);
-      if constexpr (!D::kHalves) arrange<D>(four[t], w.cols, arranged + t * x.q_stride);
+      four[t] = token_at(x, D::kHalves ? x.q : x.arranged, tokens ? tokens[i + t] : i + t);
     }
     constexpr decltype(&gemv_tokens<D, 1>) kByCount[] = {gemv_tokens<D, 1>, gemv_tokens<D, 2>,
                                                          gemv_tokens<D, 3>, gemv_tokens<D, 4>};
-    kByCount[count - 1](w, batch, row0, row1, four, out, out_stride);
+    kByCount[count - 1](a, b ? &second : nullptr, row0, row1, four);
+    a.out += kTokens * a.out_stride;
+    second.out += kTokens * second.out_stride;
   }
 }
 

@@ -181,8 +181,8 @@ void dequantize_row(Type type, const uint8_t* row, float* out, int64_t cols) {
   }
 }
 
-void quantize_activations(const float* x, int64_t cols, int64_t padded, int8_t* q, float* scale,
-                          int16_t* sum) {
+void quantize_activations(const float* x, int64_t cols, int64_t padded, int8_t* q,
+                          int8_t* /*arranged*/, float* scale, int16_t* sum) {
   for (int64_t g = 0; g < padded / kGroup; ++g) {
     const int64_t begin = g * kGroup, end = std::clamp(cols, begin, begin + kGroup);
     float amax = 0;
@@ -238,6 +238,12 @@ void multiply_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, c
   }
 }
 
+void gemv_rows(const RowsOf& a, const RowsOf* b, int64_t row0, int64_t row1, const Activations& x,
+               const int32_t* tokens, int64_t n) {
+  multiply_rows(*a.w, a.batch, row0, row1, x, tokens, n, a.out, a.out_stride);
+  if (b) multiply_rows(*b->w, b->batch, row0, row1, x, tokens, n, b->out, b->out_stride);
+}
+
 void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
              int64_t ldb, float* c, int64_t ldc) {
   for (int64_t i = 0; i < m; ++i) {
@@ -277,6 +283,32 @@ void scale(float a, int64_t n, float* x) {
   for (int64_t i = 0; i < n; ++i) x[i] *= a;
 }
 
+// Twelve sums, as the loops of the other instruction sets have.
+template <class Sum, class Factor>
+int64_t multiply_add_loop(int64_t iterations) {
+  constexpr int kSums = 12;
+  Sum sums[kSums] = {};
+  Factor factor = static_cast<Factor>(iterations & 1);
+  for (int64_t n = 0; n < iterations; ++n) {
+    __asm__ __volatile__("" : "+m"(factor));
+    for (Sum& sum : sums) sum += factor * factor;
+  }
+  __asm__ __volatile__("" : : "r"(sums) : "memory");
+  return iterations * kSums;
+}
+
+float read_loop(const uint8_t* data, int64_t bytes) {
+  uint64_t sums[8] = {};
+  for (int64_t at = 0; at < bytes; at += 64) {
+    uint64_t words[8];
+    std::memcpy(words, data + at, 64);
+    for (int i = 0; i < 8; ++i) sums[i] ^= words[i];
+  }
+  uint64_t sum = 0;
+  for (const uint64_t s : sums) sum ^= s;
+  return static_cast<float>(sum);
+}
+
 }  // namespace
 }  // namespace portable
 
@@ -286,15 +318,20 @@ const Kernels& portable_kernels() {
       .isa = "portable",
       .quantize_activations = quantize_activations,
       .dequantize_row = portable::dequantize_row,
-      .gemv_rows = multiply_rows,
+      .gemv_rows = gemv_rows,
       .gemm_rows = multiply_rows,
       .gemm_nt = gemm_nt,
       .gemm_nn = gemm_nn,
+      .near_nt = gemm_nt,
+      .near_nn = gemm_nn,
       .rms_norm = rms_norm,
       .swiglu = swiglu,
       .exp_sum = exp_sum,
       .axpy = axpy,
       .scale = scale,
+      .int8_loop = multiply_add_loop<int32_t, int8_t>,
+      .float_loop = multiply_add_loop<float, float>,
+      .read_loop = read_loop,
   };
   return table;
 }

@@ -5,6 +5,7 @@
 #include "isa/floats.h"
 #include "isa/gemm.h"
 #include "isa/gemv.h"
+#include "isa/peaks.h"
 
 namespace localds::LOCALDS_ISA {
 
@@ -37,7 +38,7 @@ LOCALDS_INLINE void with_decoder(Type type, Body body) {
 }
 
 inline void quantize_activations(const float* x, int64_t cols, int64_t padded, int8_t* q,
-                                 float* scale, int16_t* sum) {
+                                 int8_t* arranged, float* scale, int16_t* sum) {
   for (int64_t g = 0; g < padded / kGroup; ++g) {
     const float* from = x + g * kGroup;
     float copy[kGroup] = {};
@@ -51,6 +52,10 @@ inline void quantize_activations(const float* x, int64_t cols, int64_t padded, i
     scale[g] = zero ? 0 : amax / 127;
     const Bytes bytes = round_to_bytes(v, floats(zero ? 0 : 127 / amax));
     store_bytes(q + g * kGroup, bytes);
+    for (int half = 0; half < 2; ++half) {
+      std::memcpy(arranged + arranged_offset(g, half), q + g * kGroup + half * kHalfGroup,
+                  kHalfGroup);
+    }
     half_sums(bytes, sum[2 * g], sum[2 * g + 1]);
   }
 }
@@ -143,15 +148,14 @@ inline void multiply_floats(const Matrix& w, int64_t batch, int64_t row0, int64_
   }
 }
 
-inline void any_gemv_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1,
-                          const Activations& x, const int32_t* tokens, int64_t n, float* out,
-                          int64_t out_stride) {
-  if (type_info(w.type).is_float) {
-    return multiply_floats(w, batch, row0, row1, x, tokens, n, out, out_stride);
+inline void any_gemv_rows(const RowsOf& a, const RowsOf* b, int64_t row0, int64_t row1,
+                          const Activations& x, const int32_t* tokens, int64_t n) {
+  if (type_info(a.w->type).is_float) {
+    multiply_floats(*a.w, a.batch, row0, row1, x, tokens, n, a.out, a.out_stride);
+    if (b) multiply_floats(*b->w, b->batch, row0, row1, x, tokens, n, b->out, b->out_stride);
+    return;
   }
-  with_decoder(w.type, [&]<class D>() {
-    gemv_rows<D>(w, batch, row0, row1, x, tokens, n, out, out_stride);
-  });
+  with_decoder(a.w->type, [&]<class D>() { gemv_rows<D>(a, b, row0, row1, x, tokens, n); });
 }
 
 inline void any_gemm_rows(const Matrix& w, int64_t batch, int64_t row0, int64_t row1,
@@ -174,11 +178,16 @@ constexpr Kernels make_kernels(const char* isa) {
       .gemm_rows = any_gemm_rows,
       .gemm_nt = gemm_nt,
       .gemm_nn = gemm_nn,
+      .near_nt = gemm_nt,
+      .near_nn = gemm_nn,
       .rms_norm = rms_norm,
       .swiglu = swiglu,
       .exp_sum = exp_sum,
       .axpy = axpy,
       .scale = scale,
+      .int8_loop = int8_loop,
+      .float_loop = float_loop,
+      .read_loop = read_loop,
   };
 }
 

@@ -2,7 +2,9 @@
 // and floats 64-byte ones.
 #pragma once
 
+#ifndef LOCALDS_ISA  // isa/amx.cpp is compiled on it under a name of its own
 #define LOCALDS_ISA avx512
+#endif
 #include "isa/simd_x86.h"
 #include "kernels.h"
 

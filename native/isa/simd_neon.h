@@ -249,8 +249,9 @@ LOCALDS_INLINE void half_sums(Bytes b, int16_t& first, int16_t& second) {
   second = vaddlvq_s8(b.v[1]);
 }
 
-// Fetches a cache line into the second cache.
+// Fetches a cache line into the second cache, or into the first.
 LOCALDS_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+LOCALDS_INLINE void prefetch_near(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 // Four rows of four 32-bit units to four columns, at out, out + a, out + b and out + a + b.
 LOCALDS_INLINE void transpose4(const void* r0, const void* r1, const void* r2, const void* r3,

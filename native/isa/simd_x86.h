@@ -158,9 +158,12 @@ LOCALDS_INLINE Floats gather_halves(const uint8_t* p) {
   return _mm256_cvtph_ps(_mm_setr_epi16(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)));
 }
 
-// Fetches a cache line into the second cache.
+// Fetches a cache line into the second cache, or into the first.
 LOCALDS_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
+LOCALDS_INLINE void prefetch_near(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 }
 
 // Four rows of four 32-bit units to four columns, at out, out + a, out + b and out + a + b.

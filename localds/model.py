@@ -10,9 +10,9 @@ from localds import _native, models
 from localds.catalog.resolve import find_model
 from localds.gguf import GGUFFile
 from localds.memory.latents import LatentCache
-from localds.memory.plan import make_plan, require_budget
+from localds.memory.plan import DEFAULT_CHUNK, make_plan, require_budget
 from localds.ops.cpu import CpuOps
-from localds.session import DEFAULT_CHUNK, DEFAULT_CONTEXT, Session
+from localds.session import DEFAULT_CONTEXT, Session
 from localds.template import ChatTemplate, template_for
 from localds.tokenizer import Tokenizer
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from localds.memory.latents import ContextError, LatentCache
+from localds.memory.plan import DEFAULT_CHUNK
 from localds.prompt import common_prefix, encode_prompt
 from localds.sampling import Sampler, SamplingParams, StopMatcher
 from localds.thinking import ThinkingSplitter
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from localds.template import ChatTemplate
     from localds.tokenizer import TextStream, Tokenizer
 
-DEFAULT_CHUNK = 512
 DEFAULT_CONTEXT = 8192
 
 Kind = Literal["answer", "thinking"]

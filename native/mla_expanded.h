@@ -18,7 +18,7 @@ class ExpandedLatents : public KeySource {
       : k_b_(k_b), v_b_(v_b), rope_width_(rope_width), cache_(cache) {}
 
   int64_t work_size(int64_t rows) const override;
-  int64_t query_rows() const override { return 512; }
+  int64_t query_rows() const override { return 2048; }
   Work work(int64_t rows) const override {
     return {.bytes = rows * cache_.row_bytes, .floats = rows * k_b_.batch * weights_size()};
   }

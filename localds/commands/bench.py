@@ -61,7 +61,7 @@ def bench(
     cache_type: CacheType = "f16",
     chunk: Annotated[
         int, typer.Option("--chunk", min=1, help="Prompt tokens computed at once.")
-    ] = 512,
+    ] = 1024,
     ram: Ram = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Tell where the time went, step by step.")

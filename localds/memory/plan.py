@@ -30,6 +30,9 @@ PARTS = {
 }
 OTHER = "other"
 
+DEFAULT_CHUNK = 1024
+"""Tokens of a prompt computed at once: with more of them, an expert's weights serve more tokens."""
+
 ALLOWANCE = 1_000_000_000
 """Bytes beside the weights: 8192 tokens of latent cache (0.25 to 0.6 GB) and the runtime."""
 
@@ -141,10 +144,10 @@ def _runtime_bytes(geometry: Geometry) -> int:
     """Measured: interpreter and libraries, 550 bytes per word of the vocabulary, scratch memory.
 
     Scratch is largest in attention over a prompt: queries in both forms, contexts and values of
-    all heads in float32, for a chunk of 512 tokens, and half as much again for what is quantized.
+    all heads in float32, for a chunk of a prompt, and half as much again for what is quantized.
     """
     per_token = 2 * geometry.heads * geometry.cache_width + geometry.expanded_width
-    return 50_000_000 + 550 * geometry.vocabulary + 512 * 4 * per_token * 3 // 2
+    return 50_000_000 + 550 * geometry.vocabulary + DEFAULT_CHUNK * 4 * per_token * 3 // 2
 
 
 def _free_ram() -> int | None:

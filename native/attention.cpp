@@ -24,10 +24,12 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The kernels on matrix tiles, if there are any and they fit; null otherwise.
-const TiledAttention* usable_tiles(const AttentionShape& shape, const KeySource& source) {
+const TiledAttention* usable_tiles(const AttentionShape& shape, const KeySource& source,
+                                   int64_t seen) {
   constexpr int64_t kQueries = 16, kValues = 32;
+  constexpr int64_t kFewRows = 2 * kContextTile;  // not worth packing the queries
   const CacheRows* rows = source.shared_rows();
-  const bool fit = rows && rows->type == Type::F16 && shape.groups == 1 &&
+  const bool fit = rows && rows->type == Type::F16 && seen > kFewRows && shape.groups == 1 &&
                    shape.queries % kQueries == 0 && shape.value_width % kValues == 0;
   return fit ? kernels().tiled_attention : nullptr;
 }
@@ -251,7 +253,7 @@ KeyValues CachedKeys::read(int64_t group, int64_t row0, int64_t row1, float* wor
 
 void attend(const AttentionShape& shape, const KeySource& source, int64_t past, int64_t n,
             const float* q, float* out, Scratch& scratch) {
-  const TiledAttention* tiled = usable_tiles(shape, source);
+  const TiledAttention* tiled = usable_tiles(shape, source, past + n);
   const Attention attention{shape, source, tiled, past, n, q, out};
   const Timed timed("attention", attention.work());
   const int64_t rows = attention.rows();

@@ -171,15 +171,14 @@ void Attention::float_block(int64_t group, int64_t row0, int64_t row1, int64_t a
 void Attention::tiled_block(int64_t row0, int64_t row1, int64_t at, int64_t size,
                             const TileScratch& t) const {
   const CacheRows& cache = *source.shared_rows();
-  const uint8_t* next = cache.row(at + size);
   tiled->pack_block(cache.row(at), cache.row_bytes, size, shape.key_width, t.source);
   for_query_tiles(row0, row1, at, [&](int64_t row, int64_t rows) {
     const auto* packed = reinterpret_cast<const std::byte*>(t.queries) +
                          tiled->query_bytes(row - row0, shape.key_width);
-    tiled->scores(packed, rows, t.source, size, shape.key_width, next, t.scores, kContextTile);
+    tiled->scores(packed, rows, t.source, size, shape.key_width, t.scores, kContextTile);
     soften(row, rows, row0, at, size, t);
     tiled->add_values(t.scores, kContextTile, rows, t.source, size, shape.key_width,
-                      shape.value_width, next, t.context + (row - row0) * shape.value_width);
+                      shape.value_width, t.context + (row - row0) * shape.value_width);
   });
 }
 

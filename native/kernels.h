@@ -83,8 +83,7 @@ void dequantize_row(Type type, const uint8_t* row, float* out, int64_t cols);
 void quantize_row(Type type, const float* x, uint8_t* row, int64_t cols);
 
 // Attention over F16 rows that are keys and, in their first columns, values, in blocks of up to 64,
-// for query rows in multiples of 16. Packed forms belong to the caller, aligned to 64 bytes. `next`
-// are the rows of the next block, fetched while this one is computed.
+// for query rows in multiples of 16. Packed forms belong to the caller, aligned to 64 bytes.
 struct TiledAttention {
   int64_t (*query_bytes)(int64_t m, int64_t key_width);
   int64_t (*block_bytes)(int64_t key_width);
@@ -94,10 +93,10 @@ struct TiledAttention {
                      void* block);
   // c[m, n] = q . rows^T
   void (*scores)(const void* queries, int64_t m, void* block, int64_t n, int64_t key_width,
-                 const uint8_t* next, float* c, int64_t ldc);
+                 float* c, int64_t ldc);
   // context[m, value_width] += weights[m, n] . rows; value_width a multiple of 32
   void (*add_values)(const float* weights, int64_t ldw, int64_t m, void* block, int64_t n,
-                     int64_t key_width, int64_t value_width, const uint8_t* next, float* context);
+                     int64_t key_width, int64_t value_width, float* context);
 };
 
 struct Kernels {

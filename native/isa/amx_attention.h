@@ -56,6 +56,7 @@ inline void tiled_block(const uint8_t* rows, int64_t row_bytes, int64_t n, int64
     for (int64_t j = 0; j < width; j += kTileDepth) {
       Split s{};
       if (r < n) {
+        prefetch(rows + 2 * j + kAhead);
         s = split(load(rows, j), load(rows, j + kLanes));
       }
       _mm512_storeu_si512(large + j, s.large);
@@ -64,21 +65,10 @@ inline void tiled_block(const uint8_t* rows, int64_t row_bytes, int64_t n, int64
   }
 }
 
-// Fetches part `i` of `parts` of a block's bytes. A whole block at once would find memory busy, and
-// leave it idle until the next.
-LOCALDS_INLINE void fetch_part(const uint8_t* rows, int64_t bytes, int64_t i, int64_t parts) {
-  for (int64_t at = bytes * i / parts / 64 * 64; at < bytes * (i + 1) / parts; at += 64) {
-    prefetch(rows + at);
-  }
-}
-
 // c[m, n] = queries . keys^T, for m a multiple of 16.
 inline void tiled_scores(const void* queries, int64_t m, void* block, int64_t n, int64_t key_width,
-                         const uint8_t* next, float* c, int64_t ldc) {
+                         float* c, int64_t ldc) {
   const Planes planes = planes_at(block, key_width);
-  const int64_t half_bytes = kBlockRows / 2 * key_width * 2;
-  const int64_t fetches = kBlockRows / 2 / kTileRows * tiles_of(key_width, kTileDepth);
-  int64_t fetch = 0;
   const int64_t depth = tiles_of(key_width, kTileDepth), stride = planes.row_bytes();
   const SplitTiles right{static_cast<uint32_t*>(const_cast<void*>(queries)), depth};
   const TileShapes shapes(kTileBytes);
@@ -92,7 +82,6 @@ inline void tiled_scores(const void* queries, int64_t m, void* block, int64_t n,
       _tile_zero(1);
       for (int64_t k = 0; k < depth; ++k, large += kTileDepth, small += kTileDepth) {
         const uint32_t* q = right.at(i / kTileRows, k);
-        if (fetch < fetches) fetch_part(next, half_bytes, fetch++, fetches);
         _tile_loadd(6, q, kTileBytes);
         _tile_loadd(7, q + kTileUnits, kTileBytes);
         _tile_loadd(2, large, stride);
@@ -137,8 +126,7 @@ LOCALDS_INLINE void right_sides(const uint16_t* plane, int64_t stride, uint32_t*
 
 // context[m, value_width] += weights[m, n] . values, for m a multiple of 16.
 inline void tiled_values(const float* weights, int64_t ldw, int64_t m, void* block, int64_t n,
-                         int64_t key_width, int64_t value_width, const uint8_t* next,
-                         float* context) {
+                         int64_t key_width, int64_t value_width, float* context) {
   constexpr int64_t kMostTiles = kBlockRows / kTileDepth;
   const Planes planes = planes_at(block, key_width);
   const int64_t depth = tiles_of(n, kTileDepth), context_bytes = value_width * 4;
@@ -149,9 +137,7 @@ inline void tiled_values(const float* weights, int64_t ldw, int64_t m, void* blo
 
   const TileShapes shapes(kTileBytes);
   alignas(64) uint32_t right[2][kMostTiles][2][kTileUnits];  // two column tiles
-  const int64_t half_bytes = kBlockRows / 2 * key_width * 2;
   for (int64_t j = 0; j < value_width; j += 2 * kTileRows) {
-    fetch_part(next + half_bytes, half_bytes, j / kTileDepth, value_width / kTileDepth);
     for (int64_t k = 0; k < depth; ++k) {
       const int64_t at = k * kTileDepth * planes.stride + j;
       right_sides(planes.large + at, planes.stride, right[0][k][0], right[1][k][0]);

@@ -12,7 +12,7 @@ constexpr int64_t kTileUnits = kTileRows * kTileBytes / 4;
 
 // 32 bfloat16: `low` in the first half.
 LOCALDS_INLINE __m512i to_bfloat16(__m512 low, __m512 high) {
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+  return std::bit_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 LOCALDS_INLINE __m512 first_half(__m512i v) {
   return _mm512_castsi512_ps(

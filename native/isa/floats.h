@@ -33,6 +33,7 @@ struct CachedFloats {
 struct Float32Row {
   LOCALDS_INLINE static Wide load(const uint8_t* row, int64_t i, int count) {
     prefetch(row + 4 * i + kAhead);
+    prefetch_near(row + 4 * i + kNear);
     return CachedFloats::load(row, i, count);
   }
 };
@@ -40,6 +41,7 @@ template <Wide (*load_wide_of)(const uint8_t*)>
 struct TwoByteRow {
   LOCALDS_INLINE static Wide load(const uint8_t* row, int64_t i, int count) {
     prefetch(row + 2 * i + kAhead);
+    prefetch_near(row + 2 * i + kNear);
     if (count == kLanes) return load_wide_of(row + 2 * i);
     uint8_t copy[2 * kLanes] = {};
     std::memcpy(copy, row + 2 * i, static_cast<size_t>(2 * count));

@@ -158,17 +158,34 @@ def limit_cpu_time() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (soon, hard))
 
 
-def watch() -> NoReturn:
+def open_memory_figures() -> int | None:
+    """Linux's file with this process's memory; None elsewhere."""
+    try:
+        return os.open("/proc/self/statm", os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def resident_bytes(figures: int | None) -> int:
+    """Bytes of memory in use; at most so far, where `figures` is None.
+
+    On Linux the largest use so far begins with that of the program that started us.
+    """
+    if figures is not None:
+        return int(os.pread(figures, 128, 0).split()[1]) * resource.getpagesize()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def watch(figures: int | None) -> NoReturn:
     """End the process when its caller is gone, or when its memory grows too much.
 
-    The latter is for systems whose own limit does nothing. Growth counts, not size: on Linux the
-    figure starts with that of the program that started us.
+    The latter is for systems whose own limit does nothing.
     """
-    unit = 1 if sys.platform == "darwin" else 1024
     caller = os.getppid()
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = resident_bytes(figures)
     while os.getppid() == caller:
-        if (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * unit > _MAX_GROWTH:
+        if resident_bytes(figures) - start > _MAX_GROWTH:
             os._exit(MEMORY_EXIT)
         time.sleep(0.02)
     os._exit(0)
@@ -209,7 +226,7 @@ def main() -> None:
     environment = make_environment()
     load_everything(environment)
     # A thread counts as a process where those are limited, so it comes first.
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, args=(open_memory_figures(),), daemon=True).start()
     limit_resources()
     write_frame({})
     template = environment.from_string("")

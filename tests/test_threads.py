@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -127,23 +126,3 @@ def test_hardware_threads_of_a_core_count_once(tmp_path: Path) -> None:
     pairs = {siblings.format(cpu): f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}\n" for cpu in allowed}
     expected = len({cpu // 2 for cpu in allowed})
     assert _native.physical_cores(write(tmp_path, pairs)) == expected
-
-
-def test_a_process_on_one_cpu_gets_one_thread() -> None:
-    if not hasattr(os, "sched_setaffinity"):
-        pytest.skip("this system cannot confine a process to some CPUs")
-    allowed = os.sched_getaffinity(0)
-    if len(allowed) == 1:
-        pytest.skip("this machine has one CPU only, so nothing would be confined")
-    code = (
-        f"import os; os.sched_setaffinity(0, {{{min(allowed)}}})\n"
-        "from localds import _native; print(_native.default_threads(), _native.threads())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.stdout.split() == ["1", "1"], done.stderr

@@ -165,6 +165,7 @@ def test_wrong_values_are_one_message(tiny_model: Path) -> None:
     fails(run("chat", tiny_model, "-p", "x", "--cache-type", "q3"), 1, "cache type 'q3'")
     fails(run("chat", tiny_model, "-p", "x", "--ram", "1MiB"), 1, "the budget is 1 MiB")
     fails(run("chat", tiny_model, "-p", "x", LOCALDS_ISA="vax"), 1, "vax")
+    fails(run("bench", tiny_model, LOCALDS_ISA="vax"), 1, "vax")
 
 
 def test_interrupt_ends_a_reply_and_keeps_what_was_said(tiny_model: Path) -> None:

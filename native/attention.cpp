@@ -242,7 +242,7 @@ int64_t CachedKeys::work_size(int64_t rows) const {
 KeyValues CachedKeys::read(int64_t group, int64_t row0, int64_t row1, float* work) const {
   const int64_t key_width = shape_.key_width;
   const FloatTile keys = read_cache(cache_, row0, row1, group * key_width, key_width, work);
-  const bool rounded = cache_.type != Type::F32;
+  const bool rounded = cache_.rounded();
   if (value_offset_ == 0) return {keys, keys, rounded};
   return {keys,
           read_cache(cache_, row0, row1, value_offset_ + group * shape_.value_width,

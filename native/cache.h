@@ -15,6 +15,7 @@ struct CacheRows {
   int64_t width;  // values in a row
 
   uint8_t* row(int64_t i) const { return data + i * row_bytes; }
+  bool rounded() const { return type != Type::F32; }
 };
 
 // Throws std::invalid_argument unless the cache has rows of `width` values, reads in slices of

@@ -36,7 +36,7 @@ KeyValues ExpandedLatents::read(int64_t, int64_t row0, int64_t row1, float* work
     std::fill_n(key, nope, 0.0f);
     std::copy_n(latents.data + i * latents.stride + rank(), rope_width_, key + nope);
   }
-  const bool rounded = cache_.type != Type::F32;
+  const bool rounded = cache_.rounded();
   const auto gemm_nn = rounded ? kernels().near_nn : kernels().gemm_nn;
   const auto gemm_nt = rounded ? kernels().near_nt : kernels().gemm_nt;
   gemm_nn(n, nope, rank(), latents.data, latents.stride, key_weights, nope, keys, key_width());

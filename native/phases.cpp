@@ -10,7 +10,7 @@ static constexpr char kInputs[] = "norms, int8 inputs";
 int64_t task_rows(int64_t row_bytes, int64_t n, int64_t all_rows, int threads) {
   constexpr int64_t kStep = 16;              // a multiple of every kernel's panel
   constexpr int64_t kFewTokens = 8;          // up to here, reading weights takes the time
-  constexpr int64_t kTaskBytes = 512 << 10;  // some 5 us of one core's reading
+  constexpr int64_t kTaskBytes = 512 << 10;  // some 30 us of one core's reading
   constexpr int64_t kManyTokensRows = 128;
   constexpr int64_t kTasksPerThread = 8;
   const int64_t wanted = n <= kFewTokens ? kTaskBytes / row_bytes : kManyTokensRows;

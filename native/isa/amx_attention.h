@@ -72,41 +72,19 @@ inline void tiled_scores(const void* queries, int64_t m, void* block, int64_t n,
   const int64_t depth = tiles_of(key_width, kTileDepth), stride = planes.row_bytes();
   const SplitTiles right{static_cast<uint32_t*>(const_cast<void*>(queries)), depth};
   const TileShapes shapes(kTileBytes);
-  alignas(64) Sums sums[2], rows;
+  alignas(64) Sums sums[2];
+  const auto keys = [&](int64_t row, int64_t k) __attribute__((always_inline)) {
+    const int64_t at = row * planes.stride + k * kTileDepth;
+    return SplitTile{planes.large + at, planes.small + at, stride};
+  };
   for (int64_t j = 0; j < n; j += 2 * kTileRows) {
-    const uint16_t* large = planes.large + j * planes.stride;
-    const uint16_t* small = planes.small + j * planes.stride;
-    const int64_t second = kTileRows * planes.stride;
     for (int64_t i = 0; i < m; i += kTileRows) {
-      _tile_zero(0);
-      _tile_zero(1);
-      for (int64_t k = 0; k < depth; ++k, large += kTileDepth, small += kTileDepth) {
-        const uint32_t* q = right.at(i / kTileRows, k);
-        _tile_loadd(6, q, kTileBytes);
-        _tile_loadd(7, q + kTileUnits, kTileBytes);
-        _tile_loadd(2, large, stride);
-        _tile_loadd(4, large + second, stride);
-        _tile_loadd(3, small, stride);
-        _tile_loadd(5, small + second, stride);
-        _tile_dpbf16ps(0, 2, 6);
-        _tile_dpbf16ps(1, 4, 6);
-        _tile_dpbf16ps(0, 2, 7);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(0, 3, 6);
-        _tile_dpbf16ps(1, 5, 6);
-      }
-      large -= depth * kTileDepth;
-      small -= depth * kTileDepth;
-      _tile_stored(0, sums[0], kTileBytes);
-      _tile_stored(1, sums[1], kTileBytes);
+      sum_tiles(depth, sums, [&](int64_t k) __attribute__((always_inline)) {
+        add_two_left(keys(j, k), keys(j + kTileRows, k), right.tile(i / kTileRows, k));
+      });
       for (int64_t part = 0; part < 2; ++part) {
         const int64_t column = j + part * kTileRows;
-        if (column >= n) break;
-        transpose_sums(sums[part], rows);
-        const int count = static_cast<int>(n - column < kLanes ? n - column : kLanes);
-        for (int64_t r = 0; r < kTileRows; ++r) {
-          store_partial(c + (i + r) * ldc + column, load_wide(rows[r]), count);
-        }
+        if (column < n) store_transposed(sums[part], m - i, n - column, c + i * ldc + column, ldc);
       }
     }
   }
@@ -148,19 +126,8 @@ inline void tiled_values(const float* weights, int64_t ldw, int64_t m, void* blo
       _tile_loadd(0, to, context_bytes);
       _tile_loadd(1, to + kTileRows, context_bytes);
       for (int64_t k = 0; k < depth; ++k) {
-        const uint32_t* w = left.at(i / kTileRows, k);
-        _tile_loadd(2, w, kTileBytes);
-        _tile_loadd(3, w + kTileUnits, kTileBytes);
-        _tile_loadd(4, right[0][k][0], kTileBytes);
-        _tile_loadd(6, right[1][k][0], kTileBytes);
-        _tile_loadd(5, right[0][k][1], kTileBytes);
-        _tile_loadd(7, right[1][k][1], kTileBytes);
-        _tile_dpbf16ps(0, 2, 4);
-        _tile_dpbf16ps(1, 2, 6);
-        _tile_dpbf16ps(0, 2, 5);
-        _tile_dpbf16ps(1, 2, 7);
-        _tile_dpbf16ps(0, 3, 4);
-        _tile_dpbf16ps(1, 3, 6);
+        add_two_right(left.tile(i / kTileRows, k), {right[0][k][0], right[0][k][1], kTileBytes},
+                      {right[1][k][0], right[1][k][1], kTileBytes});
       }
       _tile_stored(0, to, context_bytes);
       _tile_stored(1, to + kTileRows, context_bytes);

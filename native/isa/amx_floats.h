@@ -36,12 +36,27 @@ LOCALDS_INLINE __m512 load_up_to(const float* p, int64_t count) {
                          : load_partial(p, count > 0 ? static_cast<int>(count) : 0);
 }
 
+// 32 floats, of which `count` exist; the others are zero.
+LOCALDS_INLINE Split split_up_to(const float* p, int64_t count) {
+  return split(load_up_to(p, count), load_up_to(p + kLanes, count - kLanes));
+}
+
+// Where a tile is: its large and its small parts, in rows `stride` bytes apart.
+struct SplitTile {
+  const void* large;
+  const void* small;
+  int64_t stride;
+};
+
 // A matrix cut in tiles, [row tiles][column tiles] of two: large parts, then small ones.
 struct SplitTiles {
   uint32_t* units;
   int64_t columns;  // column tiles
 
   uint32_t* at(int64_t i, int64_t j) const { return units + 2 * (i * columns + j) * kTileUnits; }
+  SplitTile tile(int64_t i, int64_t j) const {
+    return {at(i, j), at(i, j) + kTileUnits, kTileBytes};
+  }
 };
 
 // x [rows, cols] as left sides. Rows beyond the last are not written: their products go nowhere.
@@ -50,7 +65,7 @@ inline void pack_left(const float* x, int64_t rows, int64_t cols, int64_t stride
     const float* row = x + i * stride;
     uint32_t* out = to.at(i / kTileRows, 0) + i % kTileRows * kLanes;
     for (int64_t j = 0; j < cols; j += kTileDepth, out += 2 * kTileUnits) {
-      const Split s = split(load_up_to(row + j, cols - j), load_up_to(row + j + 16, cols - j - 16));
+      const Split s = split_up_to(row + j, cols - j);
       _mm512_store_si512(out, s.large);
       _mm512_store_si512(out + kTileUnits, s.small);
     }
@@ -65,8 +80,7 @@ inline void pack_right_transposed(const float* x, int64_t rows, int64_t cols, in
     const int64_t count = rows - i < kTileRows ? rows - i : kTileRows;
     for (int64_t j = 0; j < cols; j += kTileDepth) {
       for (int64_t r = 0; r < count; ++r) {
-        const float* row = x + (i + r) * stride + j;
-        const Split s = split(load_up_to(row, cols - j), load_up_to(row + 16, cols - j - 16));
+        const Split s = split_up_to(x + (i + r) * stride + j, cols - j);
         _mm512_store_si512(large[r], s.large);
         _mm512_store_si512(small[r], s.small);
       }
@@ -98,7 +112,7 @@ LOCALDS_INLINE __m512i pair_order(int first) {
 // rows and columns are zero.
 inline void pack_right(const float* x, int64_t rows, int64_t cols, int64_t stride, SplitTiles to) {
   const __m512i pairs = pair_order(0);
-  const int64_t padded = (rows + kTileDepth - 1) / kTileDepth * kTileDepth;
+  const int64_t padded = tiles_of(rows, kTileDepth) * kTileDepth;
   for (int64_t i = 0; i < padded; i += 2) {
     const float* row = x + i * stride;
     const auto load = [&](int64_t r, int64_t j) {
@@ -121,60 +135,61 @@ inline void pack_right(const float* x, int64_t rows, int64_t cols, int64_t strid
 
 using Sums = float[kTileRows][kLanes];
 
-// sums = left . right over `depth` tiles, for two left or two right sides.
-LOCALDS_INLINE void multiply_two_left(const uint32_t* left0, const uint32_t* left1,
-                                      const uint32_t* right, int64_t depth, Sums* sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  for (int64_t k = 0; k < depth; ++k) {
-    const int64_t at = 2 * k * kTileUnits;
-    _tile_loadd(6, right + at, kTileBytes);
-    _tile_loadd(7, right + at + kTileUnits, kTileBytes);
-    _tile_loadd(2, left0 + at, kTileBytes);
-    _tile_loadd(4, left1 + at, kTileBytes);
-    _tile_loadd(3, left0 + at + kTileUnits, kTileBytes);
-    _tile_loadd(5, left1 + at + kTileUnits, kTileBytes);
-    _tile_dpbf16ps(0, 2, 6);
-    _tile_dpbf16ps(1, 4, 6);
-    _tile_dpbf16ps(0, 2, 7);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(0, 3, 6);
-    _tile_dpbf16ps(1, 5, 6);
-  }
-  _tile_stored(0, sums[0], kTileBytes);
-  _tile_stored(1, sums[1], kTileBytes);
+// Adds left0 . right to tile 0 and left1 . right to tile 1.
+LOCALDS_INLINE void add_two_left(SplitTile left0, SplitTile left1, SplitTile right) {
+  _tile_loadd(6, right.large, right.stride);
+  _tile_loadd(7, right.small, right.stride);
+  _tile_loadd(2, left0.large, left0.stride);
+  _tile_loadd(4, left1.large, left1.stride);
+  _tile_loadd(3, left0.small, left0.stride);
+  _tile_loadd(5, left1.small, left1.stride);
+  _tile_dpbf16ps(0, 2, 6);
+  _tile_dpbf16ps(1, 4, 6);
+  _tile_dpbf16ps(0, 2, 7);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(0, 3, 6);
+  _tile_dpbf16ps(1, 5, 6);
 }
-LOCALDS_INLINE void multiply_two_right(const uint32_t* left, const uint32_t* right0,
-                                       const uint32_t* right1, int64_t depth, Sums* sums) {
+
+// Adds left . right0 to tile 0 and left . right1 to tile 1.
+LOCALDS_INLINE void add_two_right(SplitTile left, SplitTile right0, SplitTile right1) {
+  _tile_loadd(2, left.large, left.stride);
+  _tile_loadd(3, left.small, left.stride);
+  _tile_loadd(4, right0.large, right0.stride);
+  _tile_loadd(6, right1.large, right1.stride);
+  _tile_loadd(5, right0.small, right0.stride);
+  _tile_loadd(7, right1.small, right1.stride);
+  _tile_dpbf16ps(0, 2, 4);
+  _tile_dpbf16ps(1, 2, 6);
+  _tile_dpbf16ps(0, 2, 5);
+  _tile_dpbf16ps(1, 2, 7);
+  _tile_dpbf16ps(0, 3, 4);
+  _tile_dpbf16ps(1, 3, 6);
+}
+
+// sums = the products of `depth` tiles each, that add(k) adds to tiles 0 and 1.
+template <class Add>
+LOCALDS_INLINE void sum_tiles(int64_t depth, Sums (&sums)[2], Add add) {
   _tile_zero(0);
   _tile_zero(1);
-  for (int64_t k = 0; k < depth; ++k) {
-    const int64_t at = 2 * k * kTileUnits;
-    _tile_loadd(2, left + at, kTileBytes);
-    _tile_loadd(3, left + at + kTileUnits, kTileBytes);
-    _tile_loadd(4, right0 + at, kTileBytes);
-    _tile_loadd(6, right1 + at, kTileBytes);
-    _tile_loadd(5, right0 + at + kTileUnits, kTileBytes);
-    _tile_loadd(7, right1 + at + kTileUnits, kTileBytes);
-    _tile_dpbf16ps(0, 2, 4);
-    _tile_dpbf16ps(1, 2, 6);
-    _tile_dpbf16ps(0, 2, 5);
-    _tile_dpbf16ps(1, 2, 7);
-    _tile_dpbf16ps(0, 3, 4);
-    _tile_dpbf16ps(1, 3, 6);
-  }
+  for (int64_t k = 0; k < depth; ++k) add(k);
   _tile_stored(0, sums[0], kTileBytes);
   _tile_stored(1, sums[1], kTileBytes);
 }
 
-inline void transpose_sums(const Sums& sums, Sums& out) {
+// Stores sums, transposed, to the first `rows` rows and `columns` columns of c.
+inline void store_transposed(const Sums& sums, int64_t rows, int64_t columns, float* c,
+                             int64_t ldc) {
+  alignas(64) Sums turned;
   for (int q = 0; q < 4; ++q) {
     interleave(reinterpret_cast<const uint8_t*>(sums[0] + 4 * q), kTileBytes,
-               reinterpret_cast<uint32_t*>(out[4 * q]), kLanes, 2 * kLanes);
+               reinterpret_cast<uint32_t*>(turned[4 * q]), kLanes, 2 * kLanes);
+  }
+  const int count = static_cast<int>(columns < kLanes ? columns : kLanes);
+  for (int64_t r = 0; r < kTileRows && r < rows; ++r) {
+    store_partial(c + r * ldc, load_wide(turned[r]), count);
   }
 }
-
-LOCALDS_INLINE int64_t tiles_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // With fewer rows, splitting the other side into bfloat16 takes longer than the products would.
 constexpr int64_t kFewRows = 32;
@@ -194,18 +209,16 @@ inline void near_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda
   pack_left(b, n, k, ldb, left);
 
   const TileShapes shapes(kTileBytes);
-  alignas(64) Sums sums[2], rows;
+  alignas(64) Sums sums[2];
   for (int64_t j = 0; j < n_tiles; j += 2) {
-    const bool two = j + 1 < n_tiles;
+    const int64_t second = j + 1 < n_tiles ? j + 1 : j;
     for (int64_t i = 0; i < m_tiles; ++i) {
-      multiply_two_left(left.at(j, 0), left.at(two ? j + 1 : j, 0), right.at(i, 0), depth, sums);
-      for (int64_t part = 0; part < (two ? 2 : 1); ++part) {
-        transpose_sums(sums[part], rows);
+      sum_tiles(depth, sums, [&](int64_t k) __attribute__((always_inline)) {
+        add_two_left(left.tile(j, k), left.tile(second, k), right.tile(i, k));
+      });
+      for (int64_t part = 0; part <= second - j; ++part) {
         const int64_t column = (j + part) * kTileRows, row = i * kTileRows;
-        const int count = static_cast<int>(n - column < kLanes ? n - column : kLanes);
-        for (int64_t r = 0; r < kTileRows && row + r < m; ++r) {
-          store_partial(c + (row + r) * ldc + column, load_wide(rows[r]), count);
-        }
+        store_transposed(sums[part], m - row, n - column, c + row * ldc + column, ldc);
       }
     }
   }
@@ -227,10 +240,12 @@ inline void near_nn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda
   const TileShapes shapes(kTileBytes);
   alignas(64) Sums sums[2];
   for (int64_t j = 0; j < n_tiles; j += 2) {
-    const bool two = j + 1 < n_tiles;
+    const int64_t second = j + 1 < n_tiles ? j + 1 : j;
     for (int64_t i = 0; i < m_tiles; ++i) {
-      multiply_two_right(left.at(i, 0), right.at(j, 0), right.at(two ? j + 1 : j, 0), depth, sums);
-      for (int64_t part = 0; part < (two ? 2 : 1); ++part) {
+      sum_tiles(depth, sums, [&](int64_t k) __attribute__((always_inline)) {
+        add_two_right(left.tile(i, k), right.tile(j, k), right.tile(second, k));
+      });
+      for (int64_t part = 0; part <= second - j; ++part) {
         const int64_t column = (j + part) * kTileRows, row = i * kTileRows;
         const int count = static_cast<int>(n - column < kLanes ? n - column : kLanes);
         for (int64_t r = 0; r < kTileRows && row + r < m; ++r) {

@@ -115,7 +115,7 @@ void gemm_tiles(const Matrix& w, int64_t batch, int64_t row0, int64_t row1, cons
   const int64_t padded_groups = (groups + kSpanGroups - 1) / kSpanGroups * kSpanGroups;
   const int64_t panel_units = padded_groups * Packing<D>::kPanelGroup;
   const int64_t tile_units = groups * kTokenGroup;
-  const int64_t tiles = (n + kTileRows - 1) / kTileRows;
+  const int64_t tiles = tiles_of(n, kTileRows);
   auto* panel = static_cast<uint32_t*>(
       thread_scratch(static_cast<size_t>(panel_units + tiles * tile_units) * 4));
   uint32_t* packed = panel + panel_units;

@@ -14,8 +14,11 @@ namespace localds::amx {
 constexpr int kTileRows = 16;
 constexpr int kTileBytes = 64;
 
+inline int64_t tiles_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
 // Shapes the tiles of this thread for the lifetime of the object: 0 to 3 sums, 4 and 5 left sides
-// of `depth` bytes a row, 6 and 7 right sides of as many bytes a column.
+// of `depth` bytes a row, 6 and 7 right sides of as many bytes a column. With kTileBytes all are
+// alike.
 class TileShapes {
  public:
   explicit TileShapes(int depth) {

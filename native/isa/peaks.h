@@ -7,7 +7,8 @@ namespace localds::LOCALDS_ISA {
 
 constexpr int kPeakSums = 12;  // enough to hide the latency, few enough for every register file
 
-// body(sums, i) for each of the sums, which start from values that the compiler cannot know.
+// sum = body(sum, factor) for each of the sums. They start from values that the compiler cannot
+// know.
 template <class Sum, class Load, class Body>
 LOCALDS_INLINE void peak_loop(int64_t iterations, Load load, Body body) {
   constexpr uint32_t kOne = 0x3f800000;  // as a float; smaller ones may be slow
@@ -35,6 +36,14 @@ inline int64_t int8_loop(int64_t iterations) {
   return iterations * kPeakSums * kLanes * 2 * 4;
 }
 
+inline int64_t float_loop(int64_t iterations) {
+  peak_loop<Wide>(
+      iterations,
+      [](const uint32_t* seeds) { return load_wide(reinterpret_cast<const float*>(seeds)); },
+      [](Wide sum, Wide x) { return fma(sum, x, x); });
+  return iterations * kPeakSums * kLanes;
+}
+
 // Reads `bytes`, a multiple of 256, and nothing else.
 inline float read_loop(const uint8_t* data, int64_t bytes) {
   constexpr int kVectors = 4;
@@ -48,14 +57,6 @@ inline float read_loop(const uint8_t* data, int64_t bytes) {
     }
   }
   return total(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
-}
-
-inline int64_t float_loop(int64_t iterations) {
-  peak_loop<Wide>(
-      iterations,
-      [](const uint32_t* seeds) { return load_wide(reinterpret_cast<const float*>(seeds)); },
-      [](Wide sum, Wide x) { return fma(sum, x, x); });
-  return iterations * kPeakSums * kLanes;
 }
 
 }  // namespace localds::LOCALDS_ISA

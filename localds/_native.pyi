@@ -132,6 +132,70 @@ def measure_peaks(nbytes: int) -> Peaks:
     Raises `MemoryError` where there are not as many.
     """
 
+# ---- files and experts that stay on disk ----
+
+class ReadError(OSError):
+    """A file could not be read as it was when it was opened."""
+
+class DirectFile:
+    """A file read around the system's cache."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def direct(self) -> bool: ...
+    def read(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill `out` from byte `start` on; position, size and address are multiples of 4096."""
+
+class StoreStats:
+    """See localds.memory.experts.StoreFigures."""
+
+    @property
+    def uses(self) -> int: ...
+    @property
+    def hits(self) -> int: ...
+    @property
+    def early(self) -> int: ...
+    @property
+    def read_bytes(self) -> int: ...
+    @property
+    def wasted_bytes(self) -> int: ...
+    @property
+    def stalled(self) -> float: ...
+    @property
+    def reading(self) -> float: ...
+
+class ExpertStore:
+    """`layers` are (block, parts) with parts (file, offset, bytes of an expert), read together."""
+
+    def __init__(
+        self,
+        files: list[str],
+        layers: list[tuple[int, list[tuple[int, int, int]]]],
+        experts: int,
+        slots: int,
+        window: int,
+        ahead: int,
+        most: int,
+        readers: int,
+    ) -> None: ...
+    @property
+    def direct(self) -> bool: ...
+    @property
+    def slots(self) -> int: ...
+    def resize(self, slots: int) -> None: ...
+    def set_look_ahead(self, on: bool) -> None: ...
+    def warm(self, keys: NDArray[np.int32]) -> None:
+        """Keep `keys` (layer * experts + expert), as far as there is room; read them unasked."""
+
+    def is_warm(self) -> bool: ...
+    def counts(self) -> NDArray[np.uint32]:
+        """Uses of each key."""
+
+    def restore(self, counts: NDArray[np.uint32]) -> None: ...
+    def take_stats(self) -> StoreStats: ...
+
 # ---- layers: x float32 [n_tokens, hidden] is updated in place ----
 
 class Recorder:
@@ -230,6 +294,12 @@ class MoeLayer:
         shared_down: Matrix | None,
         eps: float,
     ) -> None: ...
+    def read_from(self, store: ExpertStore, layer: int, fused: bool) -> None:
+        """Take experts from a store from now on; `fused` if gate and up are one part there."""
+
+    def look_ahead_to(self, next: MoeLayer) -> None:
+        """Have the store read what `next`, the store's next layer, will probably choose."""
+
     def forward(self, x: _Floats, recorder: Recorder | None = None) -> None: ...
     def route(self, x: _Floats, ids: NDArray[np.int32], weights: _Floats) -> None: ...
 

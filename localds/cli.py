@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from localds import __version__
-from localds.commands import bench, chat, convert, imatrix, inspect, pull, rm
+from localds.commands import bench, chat, convert, imatrix, inspect, pull, rm, trace
 from localds.commands import eval as evaluate
 from localds.commands import list as listing
 
@@ -28,6 +28,7 @@ app.command("inspect")(inspect.inspect)
 app.command("bench", cls=bench.ListOptions)(bench.bench)
 app.command("convert")(convert.convert)
 app.command("imatrix")(imatrix.imatrix)
+app.command("trace")(trace.trace)
 app.command("eval")(evaluate.evaluate)
 
 

@@ -50,7 +50,7 @@ class Collector:
         self.chunks = 0
         self._output_weight = output_weight
         self._recording = Recording()
-        self._decoder = models.build(model.gguf, CpuOps(self._recording))
+        self._decoder = models.build(model.gguf, CpuOps(self._recording, model.experts))
 
     def run(self, text: Windows) -> Iterator[int]:
         """Read `text`, yielding the number of windows read so far after each.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,8 @@ class Peaks:
     """Multiply-adds of 8-bit integers."""
     floats: float
     """Multiply-adds of float32."""
+    disk: float = math.inf
+    """Bytes from the disk that the model lies on; infinite where nothing is read from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +68,15 @@ class LeastTime:
     """The least seconds that work takes, and what takes them."""
 
     seconds: float
-    by: Literal["reading", "arithmetic"]
+    by: Literal["reading", "arithmetic", "disk"]
 
 
-def least_time(steps: Iterable[Step], peaks: Peaks) -> LeastTime:
-    """How long `steps` take at least: reading and arithmetic may overlap, so the longer counts.
+def least_time(steps: Iterable[Step], peaks: Peaks, disk_bytes: int = 0) -> LeastTime:
+    """How long `steps` and reading `disk_bytes` from disk take at least.
 
-    Weights that stay in the processor's caches are read faster than from memory: small models may
-    beat the limit by reading.
+    Reading from memory, from disk, and arithmetic may overlap, so the longest counts. Weights that
+    stay in the processor's caches are read faster than from memory: small models may beat the limit
+    by reading.
     """
     steps = list(steps)
     reading = sum(step.bytes for step in steps) / peaks.read
@@ -81,6 +85,9 @@ def least_time(steps: Iterable[Step], peaks: Peaks) -> LeastTime:
         sum(step.int8 for step in steps) / peaks.int8
         + sum(step.floats for step in steps) / peaks.floats
     )
+    disk = disk_bytes / peaks.disk
+    if disk > max(reading, arithmetic):
+        return LeastTime(disk, "disk")
     if reading >= arithmetic:
         return LeastTime(reading, "reading")
     return LeastTime(arithmetic, "arithmetic")

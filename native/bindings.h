@@ -20,6 +20,7 @@ struct BoundMatrix {
   ByteArray buffer;
 };
 
+void bind_experts(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_ops(nb::module_& m);
 void bind_profile(nb::module_& m);

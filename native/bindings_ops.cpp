@@ -200,6 +200,13 @@ void bind_feed_forward(nb::module_& m) {
            nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>(), nb::keep_alive<1, 9>(),
            nb::keep_alive<1, 10>())
       .def("forward", feed_forward<MoeLayer>, "x"_a.noconvert(), "recorder"_a.none() = nb::none())
+      .def(
+          "read_from",
+          [](MoeLayer& self, ExpertStore& store, int64_t layer, bool fused) {
+            self.read_from({&store, layer, fused});
+          },
+          "store"_a, "layer"_a, "fused"_a, nb::keep_alive<1, 2>())
+      .def("look_ahead_to", &MoeLayer::look_ahead_to, "next"_a, nb::keep_alive<1, 2>())
       .def("route", moe_route, "x"_a.noconvert(), "ids"_a.noconvert(), "weights"_a.noconvert());
 }
 

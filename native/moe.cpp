@@ -1,15 +1,31 @@
 #include "moe.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "kernels.h"
 
 namespace localds {
+namespace {
 
 // Up to so many pairs of a token and an expert, reading weights takes the time.
-static constexpr int64_t kFewPairs = 64;
+constexpr int64_t kFewPairs = 64;
+
+// With so many pairs for each expert, nearly all experts are chosen by somebody.
+constexpr int64_t kPairsForAll = 4;
+
+// Matrix `id` of a stack.
+Matrix one_of(const Matrix& stack, int64_t id) {
+  Matrix one = stack;
+  one.batch = 1;
+  one.data += id * stack.batch_bytes;
+  return one;
+}
+
+}  // namespace
 
 MoeLayer::MoeLayer(Norm norm, Matrix router_weight, Router router, FfnWeights experts,
                    std::optional<FfnWeights> shared)
@@ -28,11 +44,15 @@ MoeLayer::MoeLayer(Norm norm, Matrix router_weight, Router router, FfnWeights ex
 void MoeLayer::route(const float* x, int64_t n, int32_t* ids, float* weights) const {
   if (n == 0) return;
   Scratch scratch;
+  route(x, n, ids, weights, scratch);
+}
+
+void MoeLayer::route(const float* x, int64_t n, int32_t* ids, float* weights,
+                     Scratch& scratch) const {
   float* hidden_rows = scratch.take<float>(n * hidden());
   float* logits = scratch.take<float>(n * router_.experts);
   const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows, false);
-  const Product product{&router_weight_, 0, &in, nullptr, n, logits, router_.experts};
-  run_products("experts: router", scratch, {&product, 1});
+  score(in, logits, scratch);
   choose(logits, n, ids, weights, scratch);
 }
 
@@ -44,68 +64,44 @@ void MoeLayer::forward(float* x, int64_t n, Recorder* recorder) const {
                     (shared_ && (needs_int8(shared_->gate) || needs_int8(shared_->up)));
   const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows, int8);
 
-  const int64_t shared_ff = shared_ ? shared_->gate.rows : 0;
   float* logits = scratch.take<float>(n * router_.experts);
-  float* shared_middle = scratch.take<float>(n * shared_ff);
-  score(in, logits, shared_middle, scratch);
-
+  float* shared_middle = scratch.take<float>(n * (shared_ ? shared_->gate.rows : 0));
   int32_t* ids = scratch.take<int32_t>(n * router_.top_k);
   float* weights = scratch.take<float>(n * router_.top_k);
+  if (stored_) {
+    score(in, logits, scratch);
+  } else {
+    score_and_share(in, logits, shared_middle, scratch);
+  }
   choose(logits, n, ids, weights, scratch);
-  const ExpertPairs pairs = group(ids, weights, n, scratch);
-  const float* middle = gate_experts(in, pairs, scratch);
-
-  const int64_t ff = experts_.gate.rows;
-  const Activations gated =
-      activations(scratch.activations(1), middle, pairs.pairs, ff, ff, needs_int8(experts_.down));
-  Activations shared_gated;
-  if (shared_) {
-    shared_gated = activations(scratch.activations(2), shared_middle, n, shared_ff, shared_ff,
-                               needs_int8(shared_->down));
+  const std::span<ActiveExpert> experts = group(ids, weights, n, scratch);
+  const Routing routing{&in, x, n, experts, n * router_.top_k, recorder};
+  if (recorder) recorder->add("hidden", in);
+  if (stored_) {
+    add_stored(routing, shared_middle, scratch);
+  } else {
+    add_resident(routing, shared_middle, scratch);
   }
-  if (recorder) {
-    record(in, gated, pairs, scratch, *recorder);
-    if (shared_) recorder->add("shared_middle", shared_gated);
-  }
-  add_experts(gated, pairs, shared_ ? &shared_gated : nullptr, x, n, scratch);
-}
-
-void MoeLayer::record(const Activations& x, const Activations& gated, const ExpertPairs& pairs,
-                      Scratch& scratch, Recorder& recorder) const {
-  const size_t active = pairs.experts.size();
-  auto* inputs = scratch.take<RecordedRows>(static_cast<int64_t>(active));
-  auto* middles = scratch.take<RecordedRows>(static_cast<int64_t>(active));
-  for (size_t i = 0; i < active; ++i) {
-    const ExpertPairs::Expert& e = pairs.experts[i];
-    inputs[i] = {e.id, x.f32, x.f32_stride, pairs.tokens + e.first, e.count};
-    middles[i] = {e.id, gated.f32 + e.first * gated.f32_stride, gated.f32_stride, nullptr, e.count};
-  }
-  recorder.add("hidden", x);
-  recorder.add("expert_hidden", router_.experts, x.cols, {inputs, active});
-  recorder.add("expert_middle", router_.experts, gated.cols, {middles, active});
 }
 
 // The router's logits, and the shared expert up to its down matrix: neither waits for a choice, so
 // they make one run.
-void MoeLayer::score(const Activations& x, float* logits, float* shared_middle,
-                     Scratch& scratch) const {
+void MoeLayer::score_and_share(const Activations& x, float* logits, float* shared_middle,
+                               Scratch& scratch) const {
+  if (!shared_) return score(x, logits, scratch);
   const int64_t n = x.rows;
   const int threads = scratch.threads();
-  const int64_t shared_ff = shared_ ? shared_->gate.rows : 0;
+  const int64_t shared_ff = shared_->gate.rows;
   const int64_t all_rows = router_.experts + shared_ff;
-  TiledRows work[2] = {
-      {router_.experts, task_rows(router_weight_.row_bytes, n, all_rows, threads)}};
-  float* tiles = nullptr;
+  const int64_t row_bytes = shared_->gate.row_bytes + shared_->up.row_bytes;
+  TiledRows work[2] = {{router_.experts, task_rows(router_weight_.row_bytes, n, all_rows, threads)},
+                       {shared_ff, task_rows(row_bytes, n, all_rows, threads)}};
+  float* tiles = scratch.take<float>(threads * n * work[1].tile);
   Work total = product_work(router_weight_, n);
-  if (shared_) {
-    const int64_t row_bytes = shared_->gate.row_bytes + shared_->up.row_bytes;
-    work[1] = {shared_ff, task_rows(row_bytes, n, all_rows, threads)};
-    tiles = scratch.take<float>(threads * n * work[1].tile);
-    total += product_work(shared_->gate, n);
-    total += product_work(shared_->up, n);
-  }
+  total += product_work(shared_->gate, n);
+  total += product_work(shared_->up, n);
   const Timed timed("experts: router, shared gate, up", total);
-  run_tiles({work, shared_ ? 2u : 1u}, [&](int64_t i, int64_t row0, int64_t row1, int thread) {
+  run_tiles(work, [&](int64_t i, int64_t row0, int64_t row1, int thread) {
     if (i == 0) {
       matmul_rows(router_weight_, 0, row0, row1, x, nullptr, n, logits + row0, router_.experts);
     } else {
@@ -113,6 +109,31 @@ void MoeLayer::score(const Activations& x, float* logits, float* shared_middle,
                  tiles + thread * n * work[1].tile);
     }
   });
+}
+
+void MoeLayer::score(const Activations& x, float* logits, Scratch& scratch) const {
+  const Product product{&router_weight_, 0, &x, nullptr, x.rows, logits, router_.experts};
+  run_products("experts: router", scratch, {&product, 1});
+}
+
+void MoeLayer::share(const Activations& x, float* shared_middle, Scratch& scratch) const {
+  const int64_t n = x.rows;
+  const int64_t ff = shared_->gate.rows;
+  const int64_t row_bytes = shared_->gate.row_bytes + shared_->up.row_bytes;
+  TiledRows work{ff, task_rows(row_bytes, n, ff, scratch.threads())};
+  float* tiles = scratch.take<float>(scratch.threads() * n * work.tile);
+  Work total = product_work(shared_->gate, n);
+  total += product_work(shared_->up, n);
+  const Timed timed("experts: shared gate, up", total);
+  run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {
+    gated_tile(shared_->gate, shared_->up, 0, row0, row1, x, nullptr, n, shared_middle, ff,
+               tiles + thread * n * work.tile);
+  });
+}
+
+Activations MoeLayer::ready_shared(const float* shared_middle, int64_t n, Scratch& scratch) const {
+  const int64_t ff = shared_->gate.rows;
+  return activations(scratch.activations(2), shared_middle, n, ff, ff, needs_int8(shared_->down));
 }
 
 void MoeLayer::choose(float* logits, int64_t n, int32_t* ids, float* weights,
@@ -128,22 +149,27 @@ void MoeLayer::choose(float* logits, int64_t n, int32_t* ids, float* weights,
   });
 }
 
-// Counting sort of the choices by expert.
-ExpertPairs MoeLayer::group(const int32_t* ids, const float* weights, int64_t n,
-                            Scratch& scratch) const {
+// Counting sort of the choices by expert, then token.
+std::span<ActiveExpert> MoeLayer::group(const int32_t* ids, const float* weights, int64_t n,
+                                        Scratch& scratch) const {
   const int64_t pairs = n * router_.top_k;
-  auto* experts = scratch.take<ExpertPairs::Expert>(router_.experts);
+  auto* experts = scratch.take<ActiveExpert>(router_.experts);
   auto* next = scratch.take<int64_t>(router_.experts);
   auto* tokens = scratch.take<int32_t>(pairs);
   auto* pair_weights = scratch.take<float>(pairs);
   std::fill(next, next + router_.experts, 0);
   for (int64_t i = 0; i < pairs; ++i) ++next[ids[i]];
 
-  int64_t active = 0;
+  size_t active = 0;
   int64_t first = 0;
   for (int64_t e = 0; e < router_.experts; ++e) {
     const int64_t count = next[e];
-    if (count > 0) experts[active++] = {static_cast<int32_t>(e), first, count};
+    if (count > 0) {
+      const FfnWeights one{one_of(experts_.gate, e), one_of(experts_.up, e),
+                           one_of(experts_.down, e)};
+      experts[active++] = {static_cast<int32_t>(e), one,   tokens + first,
+                           pair_weights + first,    count, first};
+    }
     next[e] = first;
     first += count;
   }
@@ -152,121 +178,142 @@ ExpertPairs MoeLayer::group(const int32_t* ids, const float* weights, int64_t n,
     tokens[at] = static_cast<int32_t>(i / router_.top_k);
     pair_weights[at] = weights[i];
   }
-  return {{experts, static_cast<size_t>(active)}, tokens, pair_weights, pairs};
+  return {experts, active};
 }
 
-// silu(gate(x)) * up(x) of every pair, [pairs, ff]. Tasks are tiles of every expert's rows, so
-// threads share the work however few experts there are.
-float* MoeLayer::gate_experts(const Activations& x, const ExpertPairs& pairs,
-                              Scratch& scratch) const {
-  const int64_t ff = experts_.gate.rows;
-  TiledRows* work = scratch.take<TiledRows>(pairs.experts.size());
-  const int64_t row_bytes = experts_.gate.row_bytes + experts_.up.row_bytes;
-  const auto all_rows = static_cast<int64_t>(pairs.experts.size()) * ff;
-  int64_t largest_tile = 0;
-  for (size_t i = 0; i < pairs.experts.size(); ++i) {
-    const int64_t count = pairs.experts[i].count;
-    work[i] = {ff, task_rows(row_bytes, count, all_rows, scratch.threads())};
-    largest_tile = std::max(largest_tile, work[i].tile * count);
+void MoeLayer::add_resident(const Routing& routing, const float* shared_middle,
+                            Scratch& scratch) const {
+  const Activations gated =
+      gate_experts(routing.experts, *routing.x, scratch.activations(1), scratch);
+  Activations shared_gated;
+  std::optional<SharedExpert> shared;
+  if (shared_) {
+    shared_gated = ready_shared(shared_middle, routing.n, scratch);
+    shared = {&shared_->down, &shared_gated};
   }
-  float* middle = scratch.take<float>(pairs.pairs * ff);
-  float* tiles = scratch.take<float>(scratch.threads() * largest_tile);
-  const auto active = static_cast<int64_t>(pairs.experts.size());
-  Work total = product_work(experts_.gate, pairs.pairs, active);
-  total += product_work(experts_.up, pairs.pairs, active);
-  const Timed timed("experts: gate, up", total);
-  run_tiles({work, pairs.experts.size()}, [&](int64_t i, int64_t row0, int64_t row1, int thread) {
-    const ExpertPairs::Expert& e = pairs.experts[i];
-    gated_tile(experts_.gate, experts_.up, e.id, row0, row1, x, pairs.tokens + e.first, e.count,
-               middle + e.first * ff, ff, tiles + thread * largest_tile);
-  });
-  return middle;
+  if (routing.recorder) record(routing, routing.experts, gated, shared, scratch);
+  const SharedExpert* with = shared ? &*shared : nullptr;
+  if (routing.pairs > kFewPairs) {
+    return add_experts(routing.experts, gated, with, routing.residual, hidden(), scratch);
+  }
+  float* outputs = scratch.take<float>(routing.pairs * hidden());
+  float* shared_outputs = scratch.take<float>(routing.n * hidden());
+  down_experts(routing.experts, gated, outputs, with, shared_outputs, scratch);
+  sum(routing, outputs, shared_outputs);
 }
 
-// The rows [first, first + n) of x.
-static Activations rows_of(const Activations& x, int64_t first, int64_t n) {
-  Activations part = x;
-  part.rows = n;
-  part.f32 += first * x.f32_stride;
-  if (x.q) {
-    part.q += first * x.q_stride;
-    part.arranged += first * x.q_stride;
-    part.scale += first * x.q_stride / kGroup;
-    part.sum += first * x.q_stride / kHalfGroup;
+// The experts in memory, and the shared one, are computed while the others are being read. Of few
+// pairs, outputs are kept and added in the end; of many, experts are taken in their order.
+void MoeLayer::add_stored(const Routing& routing, float* shared_middle, Scratch& scratch) const {
+  auto* uses = scratch.take<ExpertCall::Use>(static_cast<int64_t>(routing.experts.size()));
+  for (size_t i = 0; i < routing.experts.size(); ++i) {
+    uses[i] = {routing.experts[i].id, routing.experts[i].count};
   }
-  return part;
+  ExpertCall call(*stored_->store, stored_->layer, routing.n, {uses, routing.experts.size()});
+  const bool few = routing.pairs <= kFewPairs;
+  if (next_ && routing.pairs >= kPairsForAll * next_->router_.experts) {
+    std::vector<int32_t> all(static_cast<size_t>(next_->router_.experts));
+    std::iota(all.begin(), all.end(), 0);
+    next_->stored_->store->expect(next_->stored_->layer, all);
+  }
+
+  float* outputs = scratch.take<float>(few ? routing.pairs * hidden() : 0);
+  float* shared_outputs = scratch.take<float>(few ? routing.n * hidden() : 0);
+  Activations shared_gated;
+  std::optional<SharedExpert> shared;
+  if (shared_) {
+    share(*routing.x, shared_middle, scratch);
+    shared_gated = ready_shared(shared_middle, routing.n, scratch);
+    shared = {&shared_->down, &shared_gated};
+    if (few) down_experts({}, {}, outputs, &*shared, shared_outputs, scratch);
+  }
+  compute_arriving(routing, call, few ? outputs : nullptr, shared, scratch);
+  if (few) {
+    sum(routing, outputs, shared_outputs);
+  } else if (shared) {
+    add_experts({}, {}, &*shared, routing.residual, hidden(), scratch);
+  }
+  if (next_ && few) expect_next(routing.residual, routing.n, scratch);
 }
 
-// x += weight * down(gated) for every pair, then the shared expert's, always in this order.
-void MoeLayer::add_experts(const Activations& gated, const ExpertPairs& pairs,
-                           const Activations* shared_gated, float* x, int64_t n,
-                           Scratch& scratch) const {
-  if (pairs.pairs <= kFewPairs) {
-    add_few(gated, pairs, shared_gated, x, n, scratch);
-  } else {
-    add_many(gated, pairs, shared_gated, x, n, scratch);
+void MoeLayer::compute_arriving(const Routing& routing, ExpertCall& call, float* outputs,
+                                const std::optional<SharedExpert>& shared, Scratch& scratch) const {
+  auto* batch = scratch.take<ActiveExpert>(static_cast<int64_t>(routing.experts.size()));
+  bool first = true;
+  while (true) {
+    std::vector<int64_t> uses;
+    {
+      const Timed timed("experts: waiting for the disk");
+      uses = call.next(outputs == nullptr);
+    }
+    if (uses.empty()) return;
+    for (size_t i = 0; i < uses.size(); ++i) {
+      batch[i] = routing.experts[static_cast<size_t>(uses[i])];
+      place(batch[i].weights, call, uses[i]);
+    }
+    const std::span<ActiveExpert> experts(batch, uses.size());
+    const Scratch::Mark mark = scratch.mark();
+    const Activations gated = gate_experts(experts, *routing.x, scratch.activations(1), scratch);
+    if (routing.recorder) {
+      record(routing, experts, gated, first ? shared : std::nullopt, scratch);
+    }
+    first = false;
+    if (outputs) {
+      down_experts(experts, gated, outputs, nullptr, nullptr, scratch);
+    } else {
+      add_experts(experts, gated, nullptr, routing.residual, hidden(), scratch);
+    }
+    scratch.rewind(mark);
+    call.done();
   }
 }
 
-// All products first: tasks read one expert's rows in a stretch, as memory likes it.
-void MoeLayer::add_few(const Activations& gated, const ExpertPairs& pairs,
-                       const Activations* shared_gated, float* x, int64_t n,
-                       Scratch& scratch) const {
-  const int64_t width = hidden();
-  const size_t active = pairs.experts.size();
-  float* outputs = scratch.take<float>(pairs.pairs * width);
-  float* shared_outputs = scratch.take<float>(n * width);
-  auto* inputs = scratch.take<Activations>(static_cast<int64_t>(active));
-  auto* products = scratch.take<Product>(static_cast<int64_t>(active) + 1);
-  for (size_t i = 0; i < active; ++i) {
-    const ExpertPairs::Expert& e = pairs.experts[i];
-    inputs[i] = rows_of(gated, e.first, e.count);
-    products[i] = {&experts_.down, e.id, &inputs[i], nullptr, e.count, outputs + e.first * width,
-                   width};
-  }
-  if (shared_gated) {
-    products[active] = {&shared_->down, 0, shared_gated, nullptr, n, shared_outputs, width};
-  }
-  run_products("experts: down", scratch, {products, active + (shared_gated ? 1 : 0)});
+// Points an expert's weights at where the store has them.
+void MoeLayer::place(FfnWeights& weights, const ExpertCall& call, int64_t use) const {
+  const bool fused = stored_->fused;
+  weights.gate.data = call.data(use, 0);
+  weights.up.data =
+      fused ? call.data(use, 0) + weights.gate.rows * weights.gate.row_bytes : call.data(use, 1);
+  weights.down.data = call.data(use, fused ? 1 : 2);
+}
 
+// x += weight * output for every pair, by ascending expert, then the shared expert's.
+void MoeLayer::sum(const Routing& routing, const float* outputs,
+                   const float* shared_outputs) const {
   const Timed timed("experts: sum");
-  for (int64_t i = 0; i < pairs.pairs; ++i) {
-    kernels().axpy(pairs.weights[i], outputs + i * width, width, x + pairs.tokens[i] * width);
+  for (const ActiveExpert& e : routing.experts) {
+    for (int64_t i = 0; i < e.count; ++i) {
+      kernels().axpy(e.token_weights[i], outputs + (e.first + i) * hidden(), hidden(),
+                     routing.residual + e.tokens[i] * hidden());
+    }
   }
-  if (shared_gated) kernels().axpy(1.0f, shared_outputs, n * width, x);
+  if (shared_) kernels().axpy(1.0f, shared_outputs, routing.n * hidden(), routing.residual);
 }
 
-// A task owns a range of output rows and walks through all experts: no output of a pair is kept.
-void MoeLayer::add_many(const Activations& gated, const ExpertPairs& pairs,
-                        const Activations* shared_gated, float* x, int64_t n,
-                        Scratch& scratch) const {
-  const int64_t width = hidden();
-  int64_t row_bytes = static_cast<int64_t>(pairs.experts.size()) * experts_.down.row_bytes;
-  if (shared_gated) row_bytes += shared_->down.row_bytes;
-  TiledRows work{width, task_rows(row_bytes, n, width, scratch.threads())};
-  float* tiles = scratch.take<float>(scratch.threads() * n * work.tile);
-  Work total = product_work(experts_.down, pairs.pairs, static_cast<int64_t>(pairs.experts.size()));
-  if (shared_gated) total += product_work(shared_->down, n);
-  const Timed timed("experts: down", total);
-  run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {
-    const int64_t rows = row1 - row0;
-    float* tile = tiles + thread * n * work.tile;
-    for (const ExpertPairs::Expert& e : pairs.experts) {
-      matmul_rows(experts_.down, e.id, row0, row1, rows_of(gated, e.first, e.count), nullptr,
-                  e.count, tile, rows);
-      for (int64_t i = 0; i < e.count; ++i) {
-        const int64_t pair = e.first + i;
-        kernels().axpy(pairs.weights[pair], tile + i * rows, rows,
-                       x + pairs.tokens[pair] * width + row0);
-      }
-    }
-    if (shared_gated) {
-      matmul_rows(shared_->down, 0, row0, row1, *shared_gated, nullptr, n, tile, rows);
-      for (int64_t i = 0; i < n; ++i) {
-        kernels().axpy(1.0f, tile + i * rows, rows, x + i * width + row0);
-      }
-    }
-  });
+// What the next layer would choose if attention added nothing is mostly what it will choose.
+void MoeLayer::expect_next(const float* x, int64_t n, Scratch& scratch) const {
+  const int64_t pairs = n * next_->top_k();
+  int32_t* ids = scratch.take<int32_t>(pairs);
+  float* weights = scratch.take<float>(pairs);
+  next_->route(x, n, ids, weights, scratch);
+  next_->stored_->store->expect(next_->stored_->layer, {ids, static_cast<size_t>(pairs)});
+}
+
+void MoeLayer::record(const Routing& routing, std::span<const ActiveExpert> experts,
+                      const Activations& gated, const std::optional<SharedExpert>& shared,
+                      Scratch& scratch) const {
+  const Activations& x = *routing.x;
+  const size_t active = experts.size();
+  auto* inputs = scratch.take<RecordedRows>(static_cast<int64_t>(active));
+  auto* middles = scratch.take<RecordedRows>(static_cast<int64_t>(active));
+  for (size_t i = 0; i < active; ++i) {
+    const ActiveExpert& e = experts[i];
+    inputs[i] = {e.id, x.f32, x.f32_stride, e.tokens, e.count};
+    middles[i] = {e.id, gated.f32 + e.row * gated.f32_stride, gated.f32_stride, nullptr, e.count};
+  }
+  routing.recorder->add("expert_hidden", router_.experts, x.cols, {inputs, active});
+  routing.recorder->add("expert_middle", router_.experts, gated.cols, {middles, active});
+  if (shared) routing.recorder->add("shared_middle", *shared->gated);
 }
 
 }  // namespace localds

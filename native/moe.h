@@ -5,6 +5,8 @@
 #include <optional>
 #include <span>
 
+#include "expert_ffn.h"
+#include "experts/store.h"
 #include "ffn.h"
 #include "matrix.h"
 #include "phases.h"
@@ -14,17 +16,11 @@
 
 namespace localds {
 
-// The chosen (expert, token) pairs of a call, ordered by expert, then token.
-struct ExpertPairs {
-  struct Expert {
-    int32_t id;
-    int64_t first;  // its pairs are [first, first + count)
-    int64_t count;
-  };
-  std::span<const Expert> experts;  // those with pairs, ascending id
-  const int32_t* tokens;            // [pairs]
-  const float* weights;             // [pairs]
-  int64_t pairs;
+// Where the experts of a layer lie that are not in the file's map.
+struct StoredExperts {
+  ExpertStore* store;
+  int64_t layer;  // of the store
+  bool fused;     // gate and up are one part
 };
 
 class MoeLayer {
@@ -34,10 +30,16 @@ class MoeLayer {
   MoeLayer(Norm norm, Matrix router_weight, Router router, FfnWeights experts,
            std::optional<FfnWeights> shared);
 
+  // From now on takes the experts from a store, whose parts are gate, up and down, or gate and up
+  // fused and down. `next` is the layer whose choices are looked up ahead, null after the last; it
+  // must be the one before in the store's order, and stay as long as this one.
+  void read_from(StoredExperts stored) { stored_ = stored; }
+  void look_ahead_to(const MoeLayer* next) { next_ = next; }
+
   // x [n, hidden] += moe(norm(x)). Each token's sum runs over its experts by ascending id, then the
-  // shared expert, whatever the number of threads. Records hidden (router, the shared expert's gate
-  // and up), shared_middle (its down), and for each expert, over the tokens that it was chosen for,
-  // expert_hidden (gate, up) and expert_middle (down).
+  // shared expert, whatever the number of threads, and wherever the experts lie. Records hidden
+  // (router, the shared expert's gate and up), shared_middle (its down), and for each expert, over
+  // the tokens that it was chosen for, expert_hidden (gate, up) and expert_middle (down).
   void forward(float* x, int64_t n, Recorder* recorder) const;
 
   // What forward would choose for x: ids and weights [n, top_k], best first.
@@ -47,25 +49,43 @@ class MoeLayer {
   int64_t top_k() const { return router_.top_k; }
 
  private:
-  void score(const Activations& x, float* logits, float* shared_middle, Scratch& scratch) const;
-  void choose(float* logits, int64_t n, int32_t* ids, float* weights, Scratch& scratch) const;
-  ExpertPairs group(const int32_t* ids, const float* weights, int64_t n, Scratch& scratch) const;
-  float* gate_experts(const Activations& x, const ExpertPairs& pairs, Scratch& scratch) const;
-  void add_experts(const Activations& gated, const ExpertPairs& pairs,
-                   const Activations* shared_gated, float* x, int64_t n, Scratch& scratch) const;
-  void add_few(const Activations& gated, const ExpertPairs& pairs, const Activations* shared_gated,
-               float* x, int64_t n, Scratch& scratch) const;
-  void add_many(const Activations& gated, const ExpertPairs& pairs, const Activations* shared_gated,
-                float* x, int64_t n, Scratch& scratch) const;
+  // One forward's choices.
+  struct Routing {
+    const Activations* x;
+    float* residual;  // [n, hidden]
+    int64_t n;
+    std::span<ActiveExpert> experts;  // ascending id
+    int64_t pairs;
+    Recorder* recorder;
+  };
 
-  void record(const Activations& x, const Activations& gated, const ExpertPairs& pairs,
-              Scratch& scratch, Recorder& recorder) const;
+  void route(const float* x, int64_t n, int32_t* ids, float* weights, Scratch& scratch) const;
+  void score_and_share(const Activations& x, float* logits, float* shared_middle,
+                       Scratch& scratch) const;
+  void score(const Activations& x, float* logits, Scratch& scratch) const;
+  void share(const Activations& x, float* shared_middle, Scratch& scratch) const;
+  Activations ready_shared(const float* shared_middle, int64_t n, Scratch& scratch) const;
+  void choose(float* logits, int64_t n, int32_t* ids, float* weights, Scratch& scratch) const;
+  std::span<ActiveExpert> group(const int32_t* ids, const float* weights, int64_t n,
+                                Scratch& scratch) const;
+  void add_resident(const Routing& routing, const float* shared_middle, Scratch& scratch) const;
+  void add_stored(const Routing& routing, float* shared_middle, Scratch& scratch) const;
+  void compute_arriving(const Routing& routing, ExpertCall& call, float* outputs,
+                        const std::optional<SharedExpert>& shared, Scratch& scratch) const;
+  void place(FfnWeights& weights, const ExpertCall& call, int64_t use) const;
+  void sum(const Routing& routing, const float* outputs, const float* shared_outputs) const;
+  void expect_next(const float* x, int64_t n, Scratch& scratch) const;
+  void record(const Routing& routing, std::span<const ActiveExpert> experts,
+              const Activations& gated, const std::optional<SharedExpert>& shared,
+              Scratch& scratch) const;
 
   Norm norm_;
   Matrix router_weight_;
   Router router_;
   FfnWeights experts_;
   std::optional<FfnWeights> shared_;
+  std::optional<StoredExperts> stored_;
+  const MoeLayer* next_ = nullptr;
 };
 
 }  // namespace localds

@@ -37,6 +37,7 @@ struct Block {
 struct Arena {
   std::mutex mutex;
   std::vector<std::unique_ptr<Block>> blocks;
+  size_t current = 0;  // the block that is being handed out
   ActivationBuffer activations[3];
 
   void reset() {
@@ -46,15 +47,26 @@ struct Arena {
       blocks.clear();
       blocks.push_back(std::make_unique<Block>(total));
     }
-    if (!blocks.empty()) blocks[0]->used = 0;
+    rewind({0, 0});
+  }
+
+  Scratch::Mark mark() const { return {current, blocks.empty() ? 0 : blocks[current]->used}; }
+
+  void rewind(Scratch::Mark mark) {
+    for (size_t i = mark.block; i < blocks.size(); ++i) blocks[i]->used = 0;
+    if (mark.block < blocks.size()) blocks[mark.block]->used = mark.used;
+    current = mark.block;
   }
 
   void* take(size_t bytes) {
     bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    if (blocks.empty() || blocks.back()->size - blocks.back()->used < bytes) {
+    while (current < blocks.size() && blocks[current]->size - blocks[current]->used < bytes) {
+      ++current;
+    }
+    if (current == blocks.size()) {
       blocks.push_back(std::make_unique<Block>(std::max(bytes, kSmallestBlock)));
     }
-    Block& block = *blocks.back();
+    Block& block = *blocks[current];
     block.used += bytes;
     return block.data + block.used - bytes;
   }
@@ -72,6 +84,10 @@ Scratch::Scratch() : lock_(arena().mutex), threads_(ThreadPool::instance().size(
 }
 
 ActivationBuffer& Scratch::activations(int index) { return arena().activations[index]; }
+
+Scratch::Mark Scratch::mark() const { return arena().mark(); }
+
+void Scratch::rewind(Mark mark) { arena().rewind(mark); }
 
 void* Scratch::take_bytes(size_t bytes) { return arena().take(bytes); }
 

@@ -23,6 +23,13 @@ class Scratch {
     return static_cast<T*>(take_bytes(static_cast<size_t>(count) * sizeof(T)));
   }
 
+  // What is taken after `mark` is given back by `rewind`.
+  struct Mark {
+    size_t block, used;
+  };
+  Mark mark() const;
+  void rewind(Mark mark);
+
   // Three buffers, so that an operation can keep several quantized inputs.
   ActivationBuffer& activations(int index);
 

@@ -1,10 +1,9 @@
-"""The latent cache's bookkeeping, sizes as text, and budgets."""
+"""The latent cache's bookkeeping, and sizes as text."""
 
 import pytest
 
 from localds.gguf import GGMLType
 from localds.memory.latents import ContextError, LatentCache, row_bytes
-from localds.memory.plan import BudgetError, Plan, available_memory, require_budget
 from localds.units import format_size, parse_size
 
 
@@ -69,17 +68,3 @@ def test_parse_size_rejects(text: str) -> None:
 def test_format_size() -> None:
     assert format_size(10.4 * 2**30) == "10.4 GiB"
     assert format_size(512) == "512 B"
-
-
-def test_budget_names_the_context_that_would_fit() -> None:
-    plan = Plan({"embedding": 1000}, context=100, cache_per_token=10, runtime=0)
-    require_budget(plan, 2000)
-    with pytest.raises(BudgetError, match="a context of 50 tokens would fit"):
-        require_budget(plan, 1500)
-    with pytest.raises(BudgetError, match="smaller quantization"):
-        require_budget(plan, "1000")
-
-
-def test_available_memory_is_at_most_the_machine() -> None:
-    available = available_memory()
-    assert available is None or 0 < available < 2**50

@@ -75,11 +75,12 @@ def bench(
     The limit is what the machine could do at best, by its speeds of reading memory and of
     multiplying, which are measured first. Counted are the weights and cached rows that must be
     read and the multiply-adds that must be done, G/s being thousand millions of them a second.
-    A model small enough for the processor's caches may exceed the limit by reading.
+    A model small enough for the processor's caches may exceed the limit by reading. Where experts
+    stay on disk, the limit counts what was read from there, too, and the disk's speed.
     """
     with clear_errors():
         from localds.commands.bench_runs import Wanted, measure
-        from localds.model import load
+        from localds.commands.loading import load_model
 
         wanted = Wanted(
             prompts=[n for n in prompt or [512] if n],
@@ -90,7 +91,14 @@ def bench(
             chunk=chunk,
             ram=ram,
         )
-        with load(model, ram=ram, threads=threads) as loaded:
+        with load_model(
+            model,
+            ram=ram,
+            threads=threads,
+            context=wanted.context,
+            cache_type=cache_type,
+            chunk=chunk,
+        ) as loaded:
             records = measure(loaded, wanted)
             if as_json:
                 entries = [_entry(record, profile=profile) for record in records]
@@ -108,7 +116,13 @@ def _entry(record: Record, *, profile: bool) -> dict[str, Any]:
 
 def _print(records: Iterable[Record], *, profile: bool) -> None:
     """Print each record as soon as it is there."""
-    from localds.commands.bench_text import HEADER, machine_line, profile_lines, record_line
+    from localds.commands.bench_text import (
+        HEADER,
+        machine_line,
+        profile_lines,
+        record_line,
+        store_line,
+    )
 
     for number, record in enumerate(records):
         if number == 0:
@@ -116,5 +130,7 @@ def _print(records: Iterable[Record], *, profile: bool) -> None:
         if number == 0 or profile:  # a profile parts the table
             typer.echo(f"\n{HEADER}")
         typer.echo(record_line(record))
+        if store := store_line(record):
+            typer.echo(store)
         if profile:
             typer.echo("\n".join(["", *profile_lines(record.profile)]))

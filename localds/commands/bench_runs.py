@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Self
 
 from localds import _native
 from localds.limits import Peaks, ProfileRow, Step, add_up, least_time, profile_rows
-from localds.memory.plan import available_memory
+from localds.memory.disk import measure_disk
+from localds.memory.machine import available_memory
 from localds.units import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from localds.memory.experts import StoreFigures
     from localds.model import Model
     from localds.session import Session
 
@@ -41,6 +45,10 @@ class Record:
     that does nothing else and wastes nothing (`localds.limits` says which are counted), `limit_by`
     which of the two it is. The machine's own speeds were measured in the same run, on as many
     threads: gigabytes read, and thousand million multiply-adds, a second.
+
+    Where experts stay on disk, `disk_gbs` is what the disk was measured to give, `hit_rate` the
+    share of experts that were in memory when a layer needed them, `read_gbps` gigabytes a second
+    while something was read, and `stall_ms` the time a token waited for it. None elsewhere.
     """
 
     model: str
@@ -59,6 +67,11 @@ class Record:
     int8_gops: float
     float_gops: float
     profile: Profile
+    disk_gbs: float | None = None
+    hit_rate: float | None = None
+    read_bytes_per_token: float | None = None
+    read_gbps: float | None = None
+    stall_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,30 +86,63 @@ class Wanted:
     chunk: int
     ram: str | None
 
+    @property
+    def context(self) -> int:
+        """Tokens of the session that all measurements share."""
+        longest = max(self.depths) + max((*self.prompts, *self.generates), default=0)
+        return max(longest, 1)
+
 
 def measure(model: Model, wanted: Wanted) -> Iterator[Record]:
     """Yield the records as they come, by depth.
 
     Raises `ContextError` where the model was not made for so many tokens.
     """
-    longest = max(wanted.depths) + max((*wanted.prompts, *wanted.generates), default=0)
-    session = model.session(max(longest, 1), cache_type=wanted.cache_type, chunk=wanted.chunk)
+    session = model.session(wanted.context, cache_type=wanted.cache_type, chunk=wanted.chunk)
     # Before the weights come into memory, which may not hold both.
-    peaks = measure_peaks(wanted.ram)
+    with model.offload.lent() if model.offload else nullcontext():
+        peaks = measure_peaks(wanted.ram)
     # Fault the weights in and wake the threads before anything is timed.
-    session.evaluate(_tokens(model, min(wanted.chunk, longest)))
+    session.evaluate(_tokens(model, min(wanted.chunk, wanted.context)))
     for n_depth in sorted(wanted.depths):
         _fill(model, session, n_depth)
         tests = [(n, 0) for n in wanted.prompts] + [(0, n) for n in wanted.generates]
         for n_prompt, n_gen in tests:
-            runs = [
-                _run(model, session, n_depth, n_prompt, n_gen) for _ in range(wanted.repetitions)
-            ]
-            yield _record(model, wanted, peaks, (n_prompt, n_gen, n_depth), runs)
+            with _DiskSpeed(model) as disk:
+                runs = [
+                    _run(model, session, n_depth, n_prompt, n_gen)
+                    for _ in range(wanted.repetitions)
+                ]
+            now = replace(peaks, disk=disk.mean)
+            yield _record(model, wanted, now, (n_prompt, n_gen, n_depth), runs)
+
+
+class _DiskSpeed:
+    """Measures the disk before and after a measurement, since its speed comes and goes."""
+
+    def __init__(self, model: Model) -> None:
+        self._paths = model.gguf.paths if model.offload else []
+        self._speeds: list[float] = []
+
+    def __enter__(self) -> Self:
+        self._measure()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._measure()
+
+    def _measure(self) -> None:
+        if self._paths:
+            self._speeds.append(measure_disk(self._paths))
+
+    @property
+    def mean(self) -> float:
+        """Bytes a second; infinite where nothing is read from disk."""
+        return statistics.fmean(self._speeds) if self._speeds else math.inf
 
 
 def measure_peaks(ram: str | None = None) -> Peaks:
-    """What the machine does at best now, on as many threads as the model runs on.
+    """What the machine does at best now, on as many threads as `_native.threads()`.
 
     Takes up to 1 GiB for a moment, and no more than an eighth of what is free or of `ram`.
     """
@@ -121,6 +167,7 @@ class _Run:
 
     seconds: float
     steps: list[Step]
+    store: StoreFigures | None
 
 
 def _record(
@@ -130,7 +177,8 @@ def _record(
     n_tokens = n_prompt or n_gen
     samples = [n_tokens / run.seconds for run in runs]
     steps = add_up(run.steps for run in runs)
-    least = least_time(steps, peaks)
+    figures = [run.store for run in runs if run.store]
+    least = least_time(steps, peaks, sum(store.read_bytes for store in figures))
     units = n_gen or 1  # of the profile, in each run
     passes = n_gen or -(-n_prompt // wanted.chunk)  # through all layers, in each run
     rows = profile_rows(steps, sum(run.seconds for run in runs), len(runs) * units)
@@ -151,12 +199,31 @@ def _record(
         read_gbs=peaks.read / 1e9,
         int8_gops=peaks.int8 / 1e9,
         float_gops=peaks.floats / 1e9,
+        **_store_figures(figures, peaks, len(runs) * n_tokens),
         profile=Profile(
             per="run" if n_prompt else "token",
             steps=rows,
             outside_us_per_layer=1e3 * outside_ms / model.geometry.layers,
         ),
     )
+
+
+def _store_figures(
+    figures: Sequence[StoreFigures], peaks: Peaks, tokens: int
+) -> dict[str, float | None]:
+    """The record's figures of experts on disk, for so many tokens in all."""
+    if not figures:
+        return {}
+    uses = sum(store.uses for store in figures)
+    read = sum(store.read_bytes for store in figures)
+    seconds = sum(store.read_seconds for store in figures)
+    return {
+        "disk_gbs": peaks.disk / 1e9,
+        "hit_rate": sum(store.hits for store in figures) / uses if uses else 1.0,
+        "read_bytes_per_token": read / tokens,
+        "read_gbps": read / seconds / 1e9 if seconds else 0.0,
+        "stall_ms": 1e3 * sum(store.stall_seconds for store in figures) / tokens,
+    }
 
 
 def _fill(model: Model, session: Session, depth: int) -> None:
@@ -172,6 +239,8 @@ def _run(model: Model, session: Session, depth: int, n_prompt: int, n_gen: int) 
     session.truncate(depth)
     ids = _tokens(model, n_prompt or n_gen)
     _native.take_profile()  # what came before
+    if model.offload:
+        model.offload.store.take_figures()
     started = time.perf_counter()
     if n_prompt:
         session.evaluate(ids)
@@ -181,7 +250,9 @@ def _run(model: Model, session: Session, depth: int, n_prompt: int, n_gen: int) 
     seconds = time.perf_counter() - started
     profile = _native.take_profile()
     return _Run(
-        seconds, [Step(s.name, s.calls, s.seconds, s.bytes, s.int8, s.floats) for s in profile]
+        seconds,
+        [Step(s.name, s.calls, s.seconds, s.bytes, s.int8, s.floats) for s in profile],
+        model.offload.store.take_figures() if model.offload else None,
     )
 
 

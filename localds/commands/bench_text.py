@@ -20,10 +20,11 @@ _PROFILE_WIDTHS = (32, 5, 8, 6, 6, 8, 9)
 def machine_line(record: Record) -> str:
     """What the machine was measured to do at best."""
     threads = "1 thread" if record.threads == 1 else f"{record.threads} threads"
+    disk = "" if record.disk_gbs is None else f", disk {_figure(record.disk_gbs)} GB/s"
     return (
         f"{threads}, {record.isa}: reads {_figure(record.read_gbs)} GB/s, "
         f"multiplies {_figure(record.int8_gops)} (int8) and "
-        f"{_figure(record.float_gops)} (float) G/s"
+        f"{_figure(record.float_gops)} (float) G/s{disk}"
     )
 
 
@@ -35,6 +36,17 @@ def record_line(record: Record) -> str:
     return (
         f"{test:>8}  {record.n_depth:>6}  {speed:>18}  {record.limit_ts:>10.2f}  {share:>8}  "
         f"{record.limit_by:>10}"
+    )
+
+
+def store_line(record: Record) -> str:
+    """What a measurement read from disk; empty where nothing is there."""
+    if record.read_bytes_per_token is None:
+        return ""
+    return (
+        f"{'':>8}  {100 * (record.hit_rate or 0):.1f}% of experts in memory, "
+        f"{record.read_bytes_per_token / 1e6:.1f} MB a token from disk at "
+        f"{record.read_gbps or 0:.2f} GB/s, waited {record.stall_ms or 0:.1f} ms"
     )
 
 

@@ -94,13 +94,15 @@ def chat(
     with clear_errors():
         question = _with_piped_input(prompt)
         from localds.catalog.resolve import find_model
-        from localds.model import load
+        from localds.commands.loading import load_model
         from localds.recommended import recommended_sampling
 
         found = find_model(model)
         if model is None:
             say(_announce(found))
-        with load(found.path, ram=ram, threads=threads) as loaded:
+        with load_model(
+            found.path, ram=ram, threads=threads, context=context, cache_type=cache_type
+        ) as loaded:
             _remember(found)
             sampling |= _not_given(command, recommended_sampling(loaded.gguf))
             options = {"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -25,7 +26,10 @@ CacheType = Annotated[
     str, typer.Option("--cache-type", help="Type of the latent cache: f16, q8_0 or f32.")
 ]
 Ram = Annotated[
-    str | None, typer.Option("--ram", help="Refuse to take more memory than this, e.g. 12GiB.")
+    str | None,
+    typer.Option(
+        "--ram", help="Take no more memory than this, e.g. 12GiB; other experts stay on disk."
+    ),
 ]
 
 
@@ -38,6 +42,16 @@ def fail(message: object) -> NoReturn:
 def say(line: str) -> None:
     """Print one line to stderr."""
     typer.echo(line, err=True)
+
+
+def check_output(output: Path, model: Path) -> None:
+    """Fail before the work rather than after it."""
+    if not output.parent.is_dir():
+        raise ValueError(f"{output}: there is no folder {output.parent}; create it first")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; give the name of a file")
+    if output.exists() and output.samefile(model):
+        raise ValueError(f"{output} is the model; give another name with --output")
 
 
 @contextmanager

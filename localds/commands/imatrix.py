@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localds.commands.common import ModelFile, Threads, clear_errors
+from localds.commands.common import ModelFile, Threads, check_output, clear_errors
 from localds.commands.progress import token_progress
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def imatrix(
         from localds.windows import cut, read_text
 
         path = find_model(model).path
-        _check_output(output, path)
+        check_output(output, path)
         words = read_text(text)
         with localds.load(path, threads=threads) as loaded:
             windows = cut(loaded, words, chunk_size, chunks)
@@ -99,16 +99,6 @@ class _Saver:
     def save_if_due(self) -> None:
         if time.monotonic() - self._saved >= self._pause:
             self.save()
-
-
-def _check_output(output: Path, model: Path) -> None:
-    """Fail before the work rather than after it."""
-    if not output.parent.is_dir():
-        raise ValueError(f"{output}: there is no folder {output.parent}; create it first")
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder; give the name of a file")
-    if output.exists() and output.samefile(model):
-        raise ValueError(f"{output} is the model; give another name with --output")
 
 
 def _stopped(done: int, total: int, output: Path) -> str:

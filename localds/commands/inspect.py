@@ -27,20 +27,36 @@ def inspect(
         bool, typer.Option("--check", help="Read every weight and look for non-finite values.")
     ] = False,
 ) -> None:
-    """Show a model's geometry, quantization, and the memory it takes."""
+    """Show a model's geometry, quantization, the memory it takes, and what of it fits here."""
     from localds.catalog.resolve import find_model
+    from localds.commands.inspect_placement import placement_report, placement_text
     from localds.gguf import GGUFFile
-    from localds.memory.plan import available_memory, make_plan, require_budget
+    from localds.memory.machine import available_memory, default_budget
+    from localds.memory.placement import place
+    from localds.memory.plan import BudgetError, make_plan
     from localds.models import read_geometry
     from localds.session import DEFAULT_CONTEXT
+    from localds.units import parse_size
 
     with clear_errors(), GGUFFile.open(find_model(model).path) as gguf:
         geometry = read_geometry(gguf)
         plan = make_plan(gguf, geometry, context or DEFAULT_CONTEXT, cache_type)
         report = _report(gguf, geometry, plan, cache_type, available_memory())
-        typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
-        if ram is not None:
-            require_budget(plan, ram)
+        budget = default_budget() if ram is None else parse_size(ram)
+        refused: BudgetError | None = None
+        try:
+            placement = place(gguf, geometry, plan, budget)
+            report["placement"] = placement_report(gguf, geometry, placement)
+        except BudgetError as error:
+            refused = error
+        if as_json:
+            typer.echo(json.dumps(report, indent=2))
+        else:
+            typer.echo(_text(report))
+            if not refused:
+                typer.echo(placement_text(report["placement"]))
+        if refused:
+            fail(refused)
         if check:
             _check(gguf)
 

@@ -41,7 +41,7 @@ def list_models(
 
 def _report(installed: Sequence[Installed], known: Iterable[KnownModel]) -> dict[str, Any]:
     from localds.hub.cache import cache_root
-    from localds.memory.plan import available_memory, total_memory
+    from localds.memory.machine import available_memory, total_memory
 
     available, total = available_memory(), total_memory()
     present = {(model.known.name, model.label) for model in installed if model.known}

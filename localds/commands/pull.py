@@ -94,7 +94,8 @@ def _intention(wanted: Pull) -> str:
 
 
 def _memory_warning(size: int) -> list[str]:
-    from localds.memory.plan import estimate, total_memory
+    from localds.memory.machine import total_memory
+    from localds.memory.plan import estimate
 
     total = total_memory()
     if total is None or estimate(size) <= total:

@@ -1,20 +1,15 @@
-"""What a model takes in memory, before it is loaded, and what the machine has to give."""
+"""What a model takes in memory, before it is loaded."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localds.memory.latents import row_bytes
-from localds.units import format_size, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from localds.gguf import GGUFFile
     from localds.models.geometry import Geometry
 
@@ -38,7 +33,7 @@ ALLOWANCE = 1_000_000_000
 
 
 class BudgetError(ValueError):
-    """A model does not fit in the memory that it was given."""
+    """A model does not fit in the memory that it was given, however little of it is kept there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +65,19 @@ class Plan:
         return self.weights + self.cache + self.runtime
 
 
-def make_plan(gguf: GGUFFile, geometry: Geometry, context: int, cache_type: str = "f16") -> Plan:
-    """Plan for `context` tokens, at most what the model was made for."""
+def make_plan(
+    gguf: GGUFFile,
+    geometry: Geometry,
+    context: int,
+    cache_type: str = "f16",
+    chunk: int = DEFAULT_CHUNK,
+) -> Plan:
+    """Plan for `context` tokens, at most what the model was made for, and `chunk` at once."""
     return Plan(
         parts=bytes_by_part(gguf, geometry.layers),
         context=min(context, geometry.context_length),
         cache_per_token=geometry.layers * row_bytes(cache_type, geometry.cache_width),
-        runtime=_runtime_bytes(geometry),
-    )
-
-
-def require_budget(plan: Plan, ram: int | str) -> None:
-    """Raise `BudgetError` where `plan` takes more than `ram` (bytes, or a size like "12GiB")."""
-    budget = parse_size(ram) if isinstance(ram, str) else ram
-    if plan.total <= budget:
-        return
-    fixed = plan.weights + plan.runtime
-    if fixed + plan.cache_per_token <= budget:
-        tokens = (budget - fixed) // plan.cache_per_token
-        remedy = f"a context of {tokens} tokens would fit"
-    else:
-        remedy = f"the weights alone need {format_size(fixed)}; use a smaller quantization"
-    raise BudgetError(
-        f"the model needs {format_size(plan.total)} with a context of {plan.context} tokens, "
-        f"the budget is {format_size(budget)}: {remedy}"
+        runtime=_runtime_bytes(geometry, chunk),
     )
 
 
@@ -121,83 +105,11 @@ def estimate(file_bytes: int) -> int:
     return file_bytes + ALLOWANCE
 
 
-def total_memory() -> int | None:
-    """Bytes of RAM that this process could have: the machine's, or a cgroup's limit below it."""
-    try:
-        installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return None
-    limits = (_read_limit(limit) for limit, _ in _cgroup_files())
-    return min([installed, *(limit for limit in limits if limit is not None)])
-
-
-def available_memory() -> int | None:
-    """Bytes that this process may still take: free RAM and every cgroup limit above it.
-
-    None where the system does not say (macOS).
-    """
-    limits = [limit for limit in (_free_ram(), *_cgroup_room()) if limit is not None]
-    return min(limits, default=None)
-
-
-def _runtime_bytes(geometry: Geometry) -> int:
+def _runtime_bytes(geometry: Geometry, chunk: int) -> int:
     """Measured: interpreter and libraries, 550 bytes per word of the vocabulary, scratch memory.
 
     Scratch is largest in attention over a prompt: queries in both forms, contexts and values of
     all heads in float32, for a chunk of a prompt, and half as much again for what is quantized.
     """
     per_token = 2 * geometry.heads * geometry.cache_width + geometry.expanded_width
-    return 50_000_000 + 550 * geometry.vocabulary + DEFAULT_CHUNK * 4 * per_token * 3 // 2
-
-
-def _free_ram() -> int | None:
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
-    return int(match[1]) * 1024 if match else None
-
-
-def _cgroup_room() -> list[int]:
-    """Room left under the memory limits of this process's cgroups, ancestors included."""
-    rooms = (_room(limit, usage) for limit, usage in _cgroup_files())
-    return [room for room in rooms if room is not None]
-
-
-def _cgroup_files() -> Iterator[tuple[Path, Path]]:
-    """The files with limit and usage of this process's cgroups, ancestors included."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # cgroup v2
-            root, limit, usage = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            root = Path("/sys/fs/cgroup/memory")
-            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        folder = root / path.lstrip("/")
-        for level in (folder, *folder.parents):
-            if level != root and root not in level.parents:
-                break
-            yield level / limit, level / usage
-
-
-def _room(limit: Path, usage: Path) -> int | None:
-    allowed = _read_limit(limit)
-    try:
-        return None if allowed is None else max(allowed - int(usage.read_text()), 0)
-    except (OSError, ValueError):
-        return None
-
-
-def _read_limit(limit: Path) -> int | None:
-    """A cgroup's limit in bytes; None where it has none, which is written "max"."""
-    try:
-        return int(limit.read_text())
-    except (OSError, ValueError):
-        return None
+    return 50_000_000 + 550 * geometry.vocabulary + chunk * 4 * per_token * 3 // 2

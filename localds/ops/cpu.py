@@ -17,6 +17,7 @@ from localds.gguf import GGMLType
 
 if TYPE_CHECKING:
     from localds.gguf import Tensor
+    from localds.memory.experts import ExpertStore
     from localds.memory.latents import LayerCache
     from localds.ops import (
         FfnWeights,
@@ -142,11 +143,15 @@ class CpuHead:
 class CpuOps:
     """`Ops` over the native library.
 
-    Layers prepared with a `recording` add to it what their weights are multiplied with.
+    Layers prepared with a `recording` add to it what their weights are multiplied with. With a
+    store of `experts`, routed experts are taken from there when they are needed.
     """
 
-    def __init__(self, recording: Recording | None = None) -> None:
+    def __init__(
+        self, recording: Recording | None = None, experts: ExpertStore | None = None
+    ) -> None:
         self._recording = recording
+        self._experts = experts
 
     def _recorder(self, **inputs: tuple[Tensor | None, ...]) -> _native.Recorder | None:
         return None if self._recording is None else self._recording.recorder(**inputs)
@@ -268,6 +273,8 @@ class CpuOps:
             shared_down=shared[2],
             eps=eps,
         )
+        if self._experts is not None:
+            self._experts.attach(layer, w)
         recorder = self._recorder(
             hidden=(w.router, w.shared_gate, w.shared_up),
             expert_hidden=(w.gate, w.up, w.gate_up),

@@ -1,0 +1,131 @@
+"""The expert store: routed experts on demand from the file, into a bounded pool of memory.
+
+The store itself is native (native/experts/); here it is described to it where the experts of a file
+lie, and what it does is told.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from localds import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from localds.gguf import GGUFFile, Tensor
+    from localds.memory.placement import Placement
+    from localds.models.geometry import Geometry
+    from localds.ops import MoeWeights
+
+READERS = 4
+"""Reads in flight: enough for the full speed of a disk, and those of an expert's parts at once."""
+
+Part = tuple[int, int, int]
+"""File, offset of the first expert, bytes of each expert."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFigures:
+    """What a store did since it was last asked.
+
+    `uses` counts experts by layer and forward, `hits` those in memory already (or on their way
+    there unasked), `early` those that a read ahead had begun to fetch. `read_bytes` are all bytes
+    from the disk, `wasted_bytes` what was read ahead in vain. `stall_seconds` is how long layers
+    waited, `read_seconds` how long the disk was busy.
+    """
+
+    uses: int
+    hits: int
+    early: int
+    read_bytes: int
+    wasted_bytes: int
+    stall_seconds: float
+    read_seconds: float
+
+
+class ExpertStore:
+    """The routed experts of one model. Layers join it in order, with `attach`."""
+
+    def __init__(self, gguf: GGUFFile, geometry: Geometry, placement: Placement) -> None:
+        paths = sorted({tensor.path for tensor in gguf.tensors.values()})
+        files = {path: number for number, path in enumerate(paths)}
+        self._layers: dict[str, int] = {}
+        layers: list[tuple[int, list[Part]]] = []
+        for block in range(geometry.layers):
+            tensors = _routed(gguf, block)
+            if tensors:
+                self._layers[tensors[-1].name] = len(layers)
+                layers.append((block, [_part(t, files[t.path], geometry.experts) for t in tensors]))
+        self.experts = geometry.experts
+        self.layers = len(layers)
+        self.native = _native.ExpertStore(
+            files=[str(path) for path in paths],
+            layers=layers,
+            experts=geometry.experts,
+            slots=placement.slots,
+            window=placement.window,
+            ahead=placement.ahead,
+            most=placement.most_slots,
+            readers=READERS,
+        )
+        self._last: _native.MoeLayer | None = None
+
+    def attach(self, layer: _native.MoeLayer, weights: MoeWeights) -> None:
+        """Have a layer take its experts from here, and the one before look ahead to it."""
+        number = self._layers[weights.down.name]
+        layer.read_from(self.native, number, fused=weights.gate_up is not None)
+        if number > 0 and self._last is not None:
+            self._last.look_ahead_to(layer)
+        self._last = layer
+
+    def warm(self, counts: NDArray[np.uint32] | None = None) -> None:
+        """Fill the pool in the background with the experts that were used most.
+
+        `counts` uint32 [layers, experts] are uses in earlier runs; without them all experts are
+        alike, and layers get equal shares.
+        """
+        if counts is None:
+            order = np.arange(self.layers * self.experts).reshape(self.layers, -1).T.ravel()
+        else:
+            self.native.restore(np.ascontiguousarray(counts, np.uint32).ravel())
+            order = np.argsort(-counts.ravel().astype(np.int64), kind="stable")
+        self.native.warm(np.ascontiguousarray(order, np.int32))
+
+    def wait_warm(self) -> None:
+        """Return when the pool is filled; Ctrl-C works meanwhile."""
+        while not self.native.is_warm():
+            time.sleep(0.02)
+
+    def counts(self) -> NDArray[np.uint32]:
+        """Uses of late, uint32 [layers, experts]; older ones count less."""
+        return self.native.counts().reshape(self.layers, self.experts)
+
+    def take_figures(self) -> StoreFigures:
+        """What was done since the last call."""
+        stats = self.native.take_stats()
+        return StoreFigures(
+            uses=stats.uses,
+            hits=stats.hits,
+            early=stats.early,
+            read_bytes=stats.read_bytes,
+            wasted_bytes=stats.wasted_bytes,
+            stall_seconds=stats.stalled,
+            read_seconds=stats.reading,
+        )
+
+
+def _routed(gguf: GGUFFile, block: int) -> Sequence[Tensor]:
+    """A block's stacked experts, `down` last."""
+    names = [f"blk.{block}.ffn_{name}_exps.weight" for name in ("gate_up", "gate", "up", "down")]
+    return [gguf.tensors[name] for name in names if name in gguf.tensors]
+
+
+def _part(tensor: Tensor, file: int, experts: int) -> Part:
+    return file, tensor.offset, tensor.nbytes // experts

@@ -1,0 +1,172 @@
+"""What the machine has to give: its memory, and the limits of control groups on it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LINUX = Path("/")
+
+# Left to others: helper processes, buffers of the kernel, and allocators that round up.
+_SHARE_LEFT = 20  # a twentieth
+_LEAST_LEFT = 512 << 20
+_LEAST_LEFT_IN_GROUP = 128 << 20  # where nobody else's memory counts
+
+_SHARE_OF_OTHER_SYSTEMS = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The files of a control group: its limits, what it uses, and of what kind that is."""
+
+    limits: tuple[Path, ...]
+    usage: Path
+    statistics: Path
+    cache: tuple[str, ...]  # the statistics of file cache, which gives way to other memory
+
+
+def total_memory(root: Path = _LINUX) -> int | None:
+    """Bytes of RAM that this process could have: the machine's, or a control group's limit.
+
+    `root` is where Linux's files are found, for tests.
+    """
+    limits = [_installed(root), *(_limit(group) for group in _groups(root))]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def available_memory(root: Path = _LINUX) -> int | None:
+    """Bytes that this process may still take: free RAM and every control group's room.
+
+    None where the system does not say (macOS).
+    """
+    rooms = [_free(root), *_group_rooms(root)]
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def reserve(root: Path = _LINUX) -> int:
+    """Bytes of the available memory to leave alone."""
+    total = total_memory(root)
+    groups = _group_rooms(root)
+    free = _free(root)
+    in_group = bool(groups) and (free is None or min(groups) < free)
+    least = _LEAST_LEFT_IN_GROUP if in_group else _LEAST_LEFT
+    return max(least, 0 if in_group or total is None else total // _SHARE_LEFT)
+
+
+def default_budget(root: Path = _LINUX) -> int | None:
+    """Bytes that a model may take unless the user says otherwise; None where nothing is known."""
+    available = available_memory(root)
+    if available is not None:
+        return max(available - reserve(root), 0)
+    total = total_memory(root)
+    return None if total is None else int(total * _SHARE_OF_OTHER_SYSTEMS)
+
+
+def _installed(root: Path) -> int | None:
+    found = _meminfo(root, "MemTotal")
+    if found is not None or root != _LINUX:
+        return found
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
+def _free(root: Path) -> int | None:
+    return _meminfo(root, "MemAvailable")
+
+
+def _meminfo(root: Path, name: str) -> int | None:
+    try:
+        text = (root / "proc/meminfo").read_text()
+    except OSError:
+        return None
+    match = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
+def _group_rooms(root: Path) -> list[int]:
+    """Room under each limit of this process's control groups, ancestors included."""
+    rooms = []
+    for group in _groups(root):
+        limit, used = _limit(group), _number(group.usage)
+        if limit is not None and used is not None:
+            rooms.append(max(limit - max(used - _cache(group), 0), 0))
+    return rooms
+
+
+def _groups(root: Path) -> Iterator[Group]:
+    """This process's control groups that count memory, from its own to the root of the tree."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            # Beside version 1, version 2 has a place of its own.
+            for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
+                yield from map(_group_2, _upwards(root / mount, path))
+        elif "memory" in controllers.split(","):
+            yield from map(_group_1, _upwards(root / "sys/fs/cgroup/memory", path))
+
+
+def _upwards(mount: Path, path: str) -> Iterator[Path]:
+    """The folder of a group and of its ancestors below `mount`, `mount` itself last.
+
+    In a container the path may be that of the host, which is not there: then only what is counts.
+    """
+    folder = mount / path.lstrip("/")
+    for level in (folder, *folder.parents):
+        if level != mount and mount not in level.parents:
+            return
+        if level.is_dir():
+            yield level
+
+
+def _group_2(folder: Path) -> Group:
+    return Group(
+        # At `high` the group is throttled, at `max` somebody is killed.
+        limits=(folder / "memory.max", folder / "memory.high"),
+        usage=folder / "memory.current",
+        statistics=folder / "memory.stat",
+        cache=("active_file", "inactive_file"),
+    )
+
+
+def _group_1(folder: Path) -> Group:
+    return Group(
+        limits=(folder / "memory.limit_in_bytes",),
+        usage=folder / "memory.usage_in_bytes",
+        statistics=folder / "memory.stat",
+        cache=("total_active_file", "total_inactive_file"),
+    )
+
+
+def _limit(group: Group) -> int | None:
+    """The lowest limit in bytes; None where there is none, which is written "max"."""
+    limits = [_number(path) for path in group.limits]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _cache(group: Group) -> int:
+    try:
+        text = group.statistics.read_text()
+    except OSError:
+        return 0
+    found = dict(line.split(maxsplit=1) for line in text.splitlines() if line.count(" ") == 1)
+    return sum(int(value) for name in group.cache if (value := found.get(name, "0")).isdigit())
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,97 @@
+"""The trunk in memory of its own: everything but the routed experts, read once."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from localds import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from localds.gguf import GGUFFile, Tensor
+
+PAGE = 4096
+"""Direct reads begin and end at multiples of it."""
+
+_ROUTED = re.compile(r"blk\.\d+\.ffn_\w+_exps\.")
+_PIECE = 8 << 20
+_THREADS = 4
+
+
+def is_routed(name: str) -> bool:
+    """Whether a tensor holds routed experts."""
+    return _ROUTED.match(name) is not None
+
+
+def read_trunk(
+    gguf: GGUFFile, layers: int, on_progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Replace the trunk's tensors, those of the first `layers` layers, by copies in memory.
+
+    The copies lie in large pages, from which weights are read faster, and stay out of the system's
+    cache: what they take is exactly known. `on_progress(done, total)` counts bytes. Raises
+    `ReadError`, an `OSError`, where the file cannot be read.
+    """
+    trunk = [tensor for tensor in gguf.tensors.values() if _is_used(tensor.name, layers)]
+    buffer = _huge_buffer(sum(_room(tensor) for tensor in trunk))
+    files = {path: _native.DirectFile(str(path)) for path in {tensor.path for tensor in trunk}}
+    total = len(buffer)
+    done = start = 0
+    with ThreadPoolExecutor(_THREADS) as readers:
+        reads = []
+        for tensor in trunk:
+            room = buffer[start : start + _room(tensor)]
+            start += len(room)
+            reads += [
+                readers.submit(files[tensor.path].read, at, piece)
+                for at, piece in _pieces(_down(tensor.offset), room)
+            ]
+            head = tensor.offset % PAGE
+            gguf.tensors[tensor.name] = replace(tensor, data=room[head : head + tensor.nbytes])
+        try:
+            for read in reads:
+                read.result()
+                done += _PIECE
+                if on_progress:
+                    on_progress(min(done, total), total)
+        except BaseException:
+            readers.shutdown(cancel_futures=True)
+            raise
+
+
+def _is_used(name: str, layers: int) -> bool:
+    block = re.match(r"blk\.(\d+)\.", name)
+    return not is_routed(name) and (block is None or int(block[1]) < layers)
+
+
+def _pieces(offset: int, room: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    for at in range(0, len(room), _PIECE):
+        yield offset + at, room[at : at + _PIECE]
+
+
+def _room(tensor: Tensor) -> int:
+    """Bytes of the pages that a tensor touches."""
+    return _down(tensor.offset + tensor.nbytes + PAGE - 1) - _down(tensor.offset)
+
+
+def _down(offset: int) -> int:
+    return offset // PAGE * PAGE
+
+
+def _huge_buffer(nbytes: int) -> NDArray[np.uint8]:
+    buffer = mmap.mmap(-1, nbytes)
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None:
+        with suppress(OSError):  # a kernel without them
+            buffer.madvise(advice)
+    return np.frombuffer(buffer, np.uint8)

@@ -1,0 +1,100 @@
+// The store of experts for Python: what fills it, how large it is, what it did.
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+#include "experts/direct_file.h"
+#include "experts/store.h"
+
+using namespace nanobind::literals;
+
+namespace localds {
+namespace {
+
+using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Keys = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Counts = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Part = std::tuple<int32_t, int64_t, int64_t>;
+
+// Ctrl-C ends a call that waits for the disk.
+void check_signals() {
+  const nb::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
+void make_store(ExpertStore* self, const std::vector<std::string>& files,
+                const std::vector<std::tuple<int64_t, std::vector<Part>>>& layers, int64_t experts,
+                int64_t slots, int64_t window, int64_t ahead, int64_t most, int64_t readers) {
+  std::vector<StoredLayer> stored;
+  for (const auto& [block, parts] : layers) {
+    StoredLayer layer{block, {}};
+    for (const auto& [file, offset, bytes] : parts) layer.parts.push_back({file, offset, bytes});
+    stored.push_back(std::move(layer));
+  }
+  new (self) ExpertStore(files, std::move(stored), {experts, slots, window, ahead, most, readers});
+  self->set_poll(check_signals);
+}
+
+void read_file(const DirectFile& file, int64_t start, Bytes out) {
+  const auto address = reinterpret_cast<uintptr_t>(out.data());
+  constexpr auto kAlignment = DirectFile::kAlignment;
+  const auto bytes = static_cast<int64_t>(out.size());
+  if (start % kAlignment || bytes % kAlignment || address % kAlignment) {
+    throw std::invalid_argument("read: position, size and memory must be multiples of " +
+                                std::to_string(kAlignment));
+  }
+  const nb::gil_scoped_release release;
+  file.read(start, bytes, out.data(), "weights");
+}
+
+}  // namespace
+
+void bind_experts(nb::module_& m) {
+  nb::exception<ReadError>(m, "ReadError", PyExc_OSError);
+  nb::class_<DirectFile>(m, "DirectFile")
+      .def(nb::init<std::string>(), "path"_a)
+      .def_prop_ro("size", &DirectFile::size)
+      .def_prop_ro("direct", &DirectFile::direct)
+      .def("read", read_file, "start"_a, "out"_a.noconvert());
+  nb::class_<StoreStats>(m, "StoreStats")
+      .def_ro("uses", &StoreStats::uses)
+      .def_ro("hits", &StoreStats::hits)
+      .def_ro("early", &StoreStats::early)
+      .def_ro("read_bytes", &StoreStats::read_bytes)
+      .def_ro("wasted_bytes", &StoreStats::wasted_bytes)
+      .def_ro("stalled", &StoreStats::stalled)
+      .def_ro("reading", &StoreStats::reading);
+  nb::class_<ExpertStore>(m, "ExpertStore")
+      .def("__init__", make_store, "files"_a, "layers"_a, "experts"_a, "slots"_a, "window"_a,
+           "ahead"_a, "most"_a, "readers"_a)
+      .def_prop_ro("direct", &ExpertStore::direct)
+      .def_prop_ro("slots", &ExpertStore::slots)
+      .def("resize", &ExpertStore::resize, "slots"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("set_look_ahead", &ExpertStore::set_look_ahead, "on"_a)
+      .def(
+          "warm", [](ExpertStore& store, Keys keys) { store.warm({keys.data(), keys.size()}); },
+          "keys"_a)
+      .def("is_warm", &ExpertStore::is_warm)
+      .def("counts",
+           [](ExpertStore& store) {
+             const std::vector<uint32_t> counts = store.counts();
+             auto* copy = new uint32_t[counts.size()];
+             std::copy(counts.begin(), counts.end(), copy);
+             return to_numpy(copy, {counts.size()});
+           })
+      .def(
+          "restore",
+          [](ExpertStore& store, Counts counts) { store.restore({counts.data(), counts.size()}); },
+          "counts"_a)
+      .def("take_stats", &ExpertStore::take_stats);
+}
+
+}  // namespace localds

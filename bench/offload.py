@@ -79,19 +79,25 @@ class Group:
         return (self.folder / name).read_text()
 
     def limit(self, size: int) -> None:
-        names = ["memory.limit_in_bytes"] if self.version == 1 else ["memory.max"]
-        self.write(names[0], size)
-        swap, most = ("memory.memsw.limit_in_bytes", size), ("memory.swap.max", 0)
-        name, value = swap if self.version == 1 else most
-        if (self.folder / name).exists():
-            self.write(name, value)
+        """Of memory, and none of swap."""
+        if self.version == 1:
+            memory, both = ("memory.limit_in_bytes", size), ("memory.memsw.limit_in_bytes", size)
+        else:
+            memory, both = ("memory.max", size), ("memory.swap.max", 0)
+        self.write(*memory)
+        if (self.folder / both[0]).exists():
+            self.write(*both)
 
     def peak(self) -> int:
         return int(self.read("memory.max_usage_in_bytes" if self.version == 1 else "memory.peak"))
 
     def met_limit(self) -> int:
-        """How often memory was asked for beyond the limit, and others' had to be taken back."""
-        return int(self.read("memory.failcnt")) if self.version == 1 else self.event("max")
+        """How often memory was asked for beyond the limit, so that some had to be taken back."""
+        if self.version == 2:
+            return self.event("max")
+        # Where swap is accounted for, the limit of both is met first.
+        names = ("memory.failcnt", "memory.memsw.failcnt")
+        return sum(int(self.read(name)) for name in names if (self.folder / name).exists())
 
     def killed(self) -> int:
         return self.event("oom_kill")

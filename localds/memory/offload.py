@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class Offload:
-    """The store, and a thread that takes memory from it when others need it, and gives it back."""
+    """The store, and a thread that takes memory from it when others need it, and gives it back.
+
+    `close()` ends the thread. The pool goes with the last layer that uses it.
+    """
 
     def __init__(self, gguf: GGUFFile, geometry: Geometry, placement: Placement) -> None:
         self.store = ExpertStore(gguf, geometry, placement)
@@ -33,6 +37,8 @@ class Offload:
             room=available_memory,
             resize=self.store.native.resize,
         )
+        # Also when nobody closes the model: a thread that goes on would keep the store.
+        self.close = weakref.finalize(self, self._watch.stop)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -60,7 +66,3 @@ class Offload:
         """Follow a new placement."""
         self._placement = placement
         self._watch.set_wanted(placement.slots)
-
-    def close(self) -> None:
-        """Stop the watch. The pool goes with the last layer that uses it."""
-        self._watch.stop()

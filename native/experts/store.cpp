@@ -14,9 +14,13 @@ constexpr int64_t kPieceBytes = int64_t{2} << 20;
 // Pieces in flight that no call waits for.
 constexpr int64_t kIdleInFlight = 2;
 
-// How many expectations are judged together, and how many are ignored where they do not pay.
+// How many expectations are judged together, and for how many calls there are none where they do
+// not pay.
 constexpr int64_t kJudged = 64;
-constexpr int64_t kIgnored = 1024;
+constexpr int64_t kPaused = 1024;
+
+// After so many calls without a miss, nothing is read ahead until there is one.
+constexpr int64_t kQuietCalls = 64;
 
 constexpr std::chrono::milliseconds kPoll{100};
 
@@ -228,17 +232,25 @@ void ExpertStore::let_go(int32_t key) {
   e = Entry{};
 }
 
+bool ExpertStore::misses() {
+  const std::lock_guard lock(mutex_);
+  return look_ahead_ && pause_ == 0 && calls_without_miss_ < kQuietCalls;
+}
+
 void ExpertStore::expect(int64_t layer, std::span<const int32_t> experts) {
   const std::lock_guard lock(mutex_);
   if (!look_ahead_ || sizes_.ahead == 0) return;
-  if (pause_ > 0) {
-    --pause_;
-    return;
-  }
   expected_.clear();
   for (int32_t expert : experts) {
     expected_.push_back(static_cast<int32_t>(layer * sizes_.experts + expert));
   }
+  std::erase_if(ahead_, [&](int32_t key) {
+    const Entry& e = entry(key);
+    const bool wanted = std::find(expected_.begin(), expected_.end(), key) != expected_.end();
+    if (wanted || !e.load || e.load->started > 0) return false;
+    let_go(key);
+    return true;
+  });
   fill_ahead();
   if (++expectations_ >= kJudged) judge_look_ahead();
 }
@@ -288,7 +300,7 @@ void ExpertStore::expire(std::span<const int32_t> needed) {
 // Reads ahead pay as long as what they save of later waiting is more than what they cost: a call's
 // own reads wait for those under way in vain.
 void ExpertStore::judge_look_ahead() {
-  if (lost_ > gained_) pause_ = kIgnored;
+  if (lost_ > gained_) pause_ = kPaused;
   gained_ = lost_ = 0;
   expectations_ = 0;
 }
@@ -374,6 +386,8 @@ ExpertCall::ExpertCall(ExpertStore& store, int64_t layer, int64_t tokens, std::s
   std::vector<int32_t> keys;
   for (size_t i = 0; i < uses.size(); ++i) keys.push_back(key(static_cast<int64_t>(i)));
   const std::lock_guard lock(store_.mutex_);
+  ++store_.calls_without_miss_;
+  if (store_.pause_ > 0) --store_.pause_;
   store_.policy_.begin(layer, tokens, keys);
   store_.expire(keys);
   pump();
@@ -413,6 +427,7 @@ bool ExpertCall::use(int64_t use) {
   store_.policy_.use(wanted, uses_[static_cast<size_t>(use)].tokens);
   if (leaver != ExpertPolicy::kNone) store_.let_go(leaver);
 
+  if (!stayed) store_.calls_without_miss_ = 0;
   ++store_.stats_.uses;
   const ExpertStore::Entry& e = store_.entry(wanted);
   const bool coming = e.ready || (e.load && !e.load->failed());

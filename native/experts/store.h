@@ -68,7 +68,10 @@ class ExpertStore {
               StoreSizes sizes);
   ~ExpertStore();
 
-  // Reads `experts` of a layer ahead of its next call; what that call does not use is dropped.
+  // Whether anything was missing of late, so that it pays to say what to expect.
+  bool misses();
+  // Reads `experts` of a layer ahead of its next call; what that call does not use is dropped, and
+  // what was expected before and is not yet being read.
   void expect(int64_t layer, std::span<const int32_t> experts);
 
   // Makes keys (layer * experts + expert) stay, most wanted first, as far as the main part has
@@ -161,9 +164,10 @@ class ExpertStore {
   int64_t idle_in_flight_ = 0;  // of these, pieces that no call asked for
   double busy_since_ = 0;
   bool look_ahead_ = true;
+  int64_t calls_without_miss_ = 0;
   double gained_ = 0, lost_ = 0;  // seconds, by reads ahead
   int64_t expectations_ = 0;      // since this was last judged
-  int64_t pause_ = 0;             // expectations to ignore
+  int64_t pause_ = 0;             // calls without expectations
   StoreStats stats_;
   bool stop_ = false;
   std::vector<std::thread> readers_;

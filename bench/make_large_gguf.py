@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HIDDEN, FF, FF_EXPERT, HEADS, NOPE, ROPE, VALUE, RANK = 2048, 10944, 1408, 16, 128, 64, 128, 512
 VOCABULARY = 8192
 BLOCKS = {Type.Q4_K: (256, 144), Type.Q5_0: (32, 22), Type.Q6_K: (256, 210), Type.Q8_0: (32, 34)}
-TILE = 1 << 14  # blocks
+TILE = 16411  # blocks; a prime, so that no two experts are alike
 RNG = np.random.default_rng(0)
 
 
@@ -150,8 +150,10 @@ def write(out: Path, layers: int, experts: int) -> None:
                 data = RNG.standard_normal(shape, np.float32) * 0.02
                 file.write(np.ones_like(data) if "norm" in name else data)
             else:
-                for start in range(0, size, len(tiles[kind])):
-                    file.write(tiles[kind][: size - start])
+                # Layers that were alike would turn all tokens into one.
+                blocks = np.roll(tiles[kind], int(RNG.integers(TILE)) * BLOCKS[kind][1])
+                for start in range(0, size, len(blocks)):
+                    file.write(blocks[: size - start])
             file.write(bytes(-size % 32))
             file.flush()
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

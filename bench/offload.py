@@ -5,7 +5,7 @@
         [--localds-args "--cache-type q8_0"] [--without-localds] [--threads 2] [--seconds 600]
 
 Each program and test has a process of its own, in a new control group that may take `--memory` and
-no swap; file cache counts. The file's caches are dropped first. `localds bench` gets no --ram: its
+no swap; file cache counts. All file caches are dropped first. `localds bench` gets no --ram: its
 default has to find the group's limit. The peer is the llama-bench of llama.cpp, which maps the file
 by default; what it has not told after `--seconds` is left blank.
 
@@ -13,8 +13,9 @@ The table tells, for each process: tokens a second, ours over the peer's, what t
 at best, the share of experts found in memory, what a token read from disk and how long it waited,
 as `localds bench --json` tells them; and what the kernel saw of the whole process, loading and
 warm-up included: gigabytes read, seconds, the group's peak, how often it met its limit, and
-processes killed for it.
+processes killed for it. Version 1 of Linux 6.18 counts no meetings with the limit, only kills.
 The disk's own speed is that of random reads of 6 MiB around the cache, two at once, just before.
+How far the kernel reads ahead is told since mapped files depend on it.
 
 Makes groups of version 1 below its own, so that limits of its own go on holding, and of version 2
 below the nearest that hands `memory` on to its children; both take root, or a delegated group.
@@ -215,6 +216,13 @@ def bytes_read(model: Path) -> int | None:
     return None
 
 
+def read_ahead(model: Path) -> str:
+    """KiB that the kernel reads around a page of a mapped file on this disk."""
+    device = model.stat().st_dev
+    file = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    return file.read_text().strip() if file.exists() else "unknown"
+
+
 def measure(test: Test, args: argparse.Namespace) -> Outcome:
     print(f"{test.name} of {test.program}", file=sys.stderr)
     drop_caches()
@@ -343,9 +351,9 @@ def size(text: str) -> int:
 
 def main() -> None:
     args = parse_arguments()
-    file_gb = args.model.stat().st_size / 1e9
     outcomes = [measure(test, args) for test in tests(args)]
-    print(f"{args.model}, {file_gb:.1f} GB, in {args.memory / 2**20:.0f} MiB")
+    sizes = f"{args.model.stat().st_size / 1e9:.1f} GB, in {args.memory / 2**20:.0f} MiB"
+    print(f"{args.model}, {sizes}, read-ahead {read_ahead(args.model)} KiB")
     print_table(outcomes)
 
 

@@ -68,7 +68,9 @@ void MoeLayer::forward(float* x, int64_t n, Recorder* recorder) const {
   float* shared_middle = scratch.take<float>(n * (shared_ ? shared_->gate.rows : 0));
   int32_t* ids = scratch.take<int32_t>(n * router_.top_k);
   float* weights = scratch.take<float>(n * router_.top_k);
-  if (stored_) {
+  // Where experts will have to be read, the choice goes first.
+  const bool hurry = stored_ && stored_->store->misses();
+  if (hurry) {
     score(in, logits, scratch);
   } else {
     score_and_share(in, logits, shared_middle, scratch);
@@ -78,7 +80,7 @@ void MoeLayer::forward(float* x, int64_t n, Recorder* recorder) const {
   const Routing routing{&in, x, n, experts, n * router_.top_k, recorder};
   if (recorder) recorder->add("hidden", in);
   if (stored_) {
-    add_stored(routing, shared_middle, scratch);
+    add_stored(routing, shared_middle, hurry, scratch);
   } else {
     add_resident(routing, shared_middle, scratch);
   }
@@ -204,14 +206,15 @@ void MoeLayer::add_resident(const Routing& routing, const float* shared_middle,
 
 // The experts in memory, and the shared one, are computed while the others are being read. Of few
 // pairs, outputs are kept and added in the end; of many, experts are taken in their order.
-void MoeLayer::add_stored(const Routing& routing, float* shared_middle, Scratch& scratch) const {
+void MoeLayer::add_stored(const Routing& routing, float* shared_middle, bool hurry,
+                          Scratch& scratch) const {
   auto* uses = scratch.take<ExpertCall::Use>(static_cast<int64_t>(routing.experts.size()));
   for (size_t i = 0; i < routing.experts.size(); ++i) {
     uses[i] = {routing.experts[i].id, routing.experts[i].count};
   }
   ExpertCall call(*stored_->store, stored_->layer, routing.n, {uses, routing.experts.size()});
   const bool few = routing.pairs <= kFewPairs;
-  if (next_ && routing.pairs >= kPairsForAll * next_->router_.experts && stored_->store->misses()) {
+  if (next_ && routing.pairs >= kPairsForAll * next_->router_.experts && hurry) {
     std::vector<int32_t> all(static_cast<size_t>(next_->router_.experts));
     std::iota(all.begin(), all.end(), 0);
     next_->stored_->store->expect(next_->stored_->layer, all);
@@ -222,14 +225,13 @@ void MoeLayer::add_stored(const Routing& routing, float* shared_middle, Scratch&
   Activations shared_gated;
   std::optional<SharedExpert> shared;
   if (shared_) {
-    share(*routing.x, shared_middle, scratch);
+    if (hurry) share(*routing.x, shared_middle, scratch);
     shared_gated = ready_shared(shared_middle, routing.n, scratch);
     shared = {&shared_->down, &shared_gated};
-    if (few) down_experts({}, {}, outputs, &*shared, shared_outputs, scratch);
   }
-  const bool ahead = next_ && few && stored_->store->misses();
+  const bool ahead = next_ && few && hurry;
   if (ahead) expect_next(routing.residual, routing.n, scratch);
-  compute_arriving(routing, call, few ? outputs : nullptr, shared, scratch);
+  compute_arriving(routing, call, few ? outputs : nullptr, shared, shared_outputs, scratch);
   if (few) {
     sum(routing, outputs, shared_outputs);
   } else if (shared) {
@@ -239,7 +241,8 @@ void MoeLayer::add_stored(const Routing& routing, float* shared_middle, Scratch&
 }
 
 void MoeLayer::compute_arriving(const Routing& routing, ExpertCall& call, float* outputs,
-                                const std::optional<SharedExpert>& shared, Scratch& scratch) const {
+                                const std::optional<SharedExpert>& shared, float* shared_outputs,
+                                Scratch& scratch) const {
   auto* batch = scratch.take<ActiveExpert>(static_cast<int64_t>(routing.experts.size()));
   bool first = true;
   while (true) {
@@ -259,12 +262,13 @@ void MoeLayer::compute_arriving(const Routing& routing, ExpertCall& call, float*
     if (routing.recorder) {
       record(routing, experts, gated, first ? shared : std::nullopt, scratch);
     }
-    first = false;
     if (outputs) {
-      down_experts(experts, gated, outputs, nullptr, nullptr, scratch);
+      const SharedExpert* with = first && shared ? &*shared : nullptr;
+      down_experts(experts, gated, outputs, with, shared_outputs, scratch);
     } else {
       add_experts(experts, gated, nullptr, routing.residual, hidden(), scratch);
     }
+    first = false;
     scratch.rewind(mark);
     call.done();
   }

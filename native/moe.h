@@ -69,9 +69,10 @@ class MoeLayer {
   std::span<ActiveExpert> group(const int32_t* ids, const float* weights, int64_t n,
                                 Scratch& scratch) const;
   void add_resident(const Routing& routing, const float* shared_middle, Scratch& scratch) const;
-  void add_stored(const Routing& routing, float* shared_middle, Scratch& scratch) const;
+  void add_stored(const Routing& routing, float* shared_middle, bool hurry, Scratch& scratch) const;
   void compute_arriving(const Routing& routing, ExpertCall& call, float* outputs,
-                        const std::optional<SharedExpert>& shared, Scratch& scratch) const;
+                        const std::optional<SharedExpert>& shared, float* shared_outputs,
+                        Scratch& scratch) const;
   void place(FfnWeights& weights, const ExpertCall& call, int64_t use) const;
   void sum(const Routing& routing, const float* outputs, const float* shared_outputs) const;
   void expect_next(const float* x, int64_t n, Scratch& scratch) const;

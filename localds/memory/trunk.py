@@ -89,7 +89,8 @@ def _down(offset: int) -> int:
 
 
 def _huge_buffer(nbytes: int) -> NDArray[np.uint8]:
-    buffer = mmap.mmap(-1, nbytes)
+    # Shared memory, Python's default, seldom lies in large pages.
+    buffer = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
         with suppress(OSError):  # a kernel without them

@@ -214,7 +214,8 @@ void MoeLayer::add_stored(const Routing& routing, float* shared_middle, bool hur
   }
   ExpertCall call(*stored_->store, stored_->layer, routing.n, {uses, routing.experts.size()});
   const bool few = routing.pairs <= kFewPairs;
-  if (next_ && routing.pairs >= kPairsForAll * next_->router_.experts && hurry) {
+  const bool ahead = next_ && hurry && stored_->store->looks_ahead();
+  if (ahead && !few && routing.pairs >= kPairsForAll * next_->router_.experts) {
     std::vector<int32_t> all(static_cast<size_t>(next_->router_.experts));
     std::iota(all.begin(), all.end(), 0);
     next_->stored_->store->expect(next_->stored_->layer, all);
@@ -229,15 +230,14 @@ void MoeLayer::add_stored(const Routing& routing, float* shared_middle, bool hur
     shared_gated = ready_shared(shared_middle, routing.n, scratch);
     shared = {&shared_->down, &shared_gated};
   }
-  const bool ahead = next_ && few && hurry;
-  if (ahead) expect_next(routing.residual, routing.n, scratch);
+  if (ahead && few) expect_next(routing.residual, routing.n, scratch);
   compute_arriving(routing, call, few ? outputs : nullptr, shared, shared_outputs, scratch);
   if (few) {
     sum(routing, outputs, shared_outputs);
   } else if (shared) {
     add_experts({}, {}, &*shared, routing.residual, hidden(), scratch);
   }
-  if (ahead) expect_next(routing.residual, routing.n, scratch);
+  if (ahead && few) expect_next(routing.residual, routing.n, scratch);
 }
 
 void MoeLayer::compute_arriving(const Routing& routing, ExpertCall& call, float* outputs,

@@ -1,5 +1,6 @@
 """Memory and limits, on made-up trees of Linux's files."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ def make(root: Path, files: dict[str, object]) -> Path:
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(str(text))
+        path.write_bytes(text if isinstance(text, bytes) else str(text).encode())
     return root
 
 
@@ -64,6 +65,29 @@ def test_version_2_counts_every_ancestor(tmp_path: Path, mount: str) -> None:
     assert default_budget(root) == 4 * GIB - (128 << 20)
 
 
+@pytest.mark.parametrize(
+    ("free", "room", "budget"),
+    [
+        # In MiB, on 20 GiB in all: 1024 of free memory are left, and 128 of a group's.
+        (10240, 4096, 4096 - 128),
+        (10240, 9344, 9344 - 128),
+        (10240, 10000, 10240 - 1024),
+        (10240, 10241, 10240 - 1024),
+        (500, 10000, 0),
+    ],
+)
+def test_every_limit_keeps_a_reserve(tmp_path: Path, free: int, room: int, budget: int) -> None:
+    mib = 1 << 20
+    files = {
+        "proc/meminfo": meminfo(20 * GIB, free * mib),
+        "proc/self/cgroup": "0::/a\n",
+        **group_2("sys/fs/cgroup/a", 20 * GIB, 20 * GIB - room * mib),
+    }
+    root = make(tmp_path, files)
+    assert available_memory(root) == min(free, room) * mib
+    assert default_budget(root) == budget * mib
+
+
 def test_file_cache_gives_way_and_high_is_a_limit(tmp_path: Path) -> None:
     files = {
         "proc/meminfo": meminfo(32 * GIB, 20 * GIB),
@@ -104,6 +128,51 @@ def test_garbage_is_passed_over(tmp_path: Path, text: str) -> None:
         "sys/fs/cgroup/memory/memory.usage_in_bytes": "",
     }
     assert available_memory(make(tmp_path, files)) == 20 * GIB
+
+
+@pytest.mark.parametrize("text", ["", "\n", "0\n", "0:\n", "4:cpu:/a\n"])
+def test_files_of_no_group_of_ours_do_not_count(tmp_path: Path, text: str) -> None:
+    files = {
+        "proc/meminfo": meminfo(32 * GIB, 20 * GIB),
+        "proc/self/cgroup": text,
+        **group_2("sys/fs/cgroup", 2 * GIB, GIB),
+        **group_1("sys/fs/cgroup/memory", 2 * GIB, GIB),
+    }
+    assert available_memory(make(tmp_path, files)) == 20 * GIB
+
+
+@pytest.mark.parametrize("limit", ["-5", "6 GiB", "1_000", "", b"\xff"])
+def test_a_limit_that_is_no_number_is_none(tmp_path: Path, limit: object) -> None:
+    files = {
+        "proc/meminfo": meminfo(32 * GIB, 20 * GIB),
+        "proc/self/cgroup": "0::/a\n",
+        **group_2("sys/fs/cgroup/a", limit, GIB),
+    }
+    root = make(tmp_path, files)
+    assert available_memory(root) == 20 * GIB
+    assert total_memory(root) == 32 * GIB
+
+
+def test_statistics_that_are_garbage_count_nothing(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/a\n",
+        **group_2("sys/fs/cgroup/a", 6 * GIB, 4 * GIB),
+        "sys/fs/cgroup/a/memory.stat": b"active_file \nactive_file x\n\xff 3\ninactive_file 7\n",
+    }
+    assert available_memory(make(tmp_path, files)) == 2 * GIB + 7
+
+
+def test_a_group_may_have_any_name(tmp_path: Path) -> None:
+    folder = os.fsdecode(b"sys/fs/cgroup/\xff\xc2\x85")
+    files = {
+        "proc/self/cgroup": b"0::/\xff\xc2\x85\n",
+        **group_2(folder, 6 * GIB, GIB),
+    }
+    try:
+        root = make(tmp_path, files)
+    except OSError:
+        pytest.skip("this file system takes only names in UTF-8")
+    assert available_memory(root) == 5 * GIB
 
 
 def test_more_used_than_allowed_leaves_nothing(tmp_path: Path) -> None:

@@ -50,6 +50,23 @@ def test_watch_resizes_once_for_every_change() -> None:
     assert sizes[-1] == watch.slots == 20
 
 
+def test_watch_passes_over_what_cannot_be_read() -> None:
+    rooms: list[int | OSError] = [OSError("no /proc"), 50]
+    sizes: list[int] = []
+
+    def room() -> int:
+        found = rooms.pop(0)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    watch = PressureWatch(LIMITS, 80, room, sizes.append)
+    watch.look()
+    assert sizes == []
+    watch.look()
+    assert sizes == [75]
+
+
 def test_watch_stops() -> None:
     watch = PressureWatch(LIMITS, 80, lambda: None, lambda _: None)
     watch.stop()

@@ -55,10 +55,10 @@ def inspect(
             typer.echo(_text(report))
             if not refused:
                 typer.echo(placement_text(report["placement"]))
-        if refused:
-            fail(refused)
         if check:
             _check(gguf)
+        if refused:
+            fail(refused)
 
 
 def _report(

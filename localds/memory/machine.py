@@ -45,18 +45,15 @@ def available_memory(root: Path = _LINUX) -> int | None:
 
     None where the system does not say (macOS).
     """
-    rooms = [_free(root), *_group_rooms(root)]
-    return min((room for room in rooms if room is not None), default=None)
+    return min((room for room, _ in _rooms(root)), default=None)
 
 
 def reserve(root: Path = _LINUX) -> int:
-    """Bytes of the available memory to leave alone."""
-    total = total_memory(root)
-    groups = _group_rooms(root)
-    free = _free(root)
-    in_group = bool(groups) and (free is None or min(groups) < free)
-    least = _LEAST_LEFT_IN_GROUP if in_group else _LEAST_LEFT
-    return max(least, 0 if in_group or total is None else total // _SHARE_LEFT)
+    """Bytes of the available memory to leave alone, so that each limit keeps what it must."""
+    rooms = _rooms(root)
+    if not rooms:
+        return _LEAST_LEFT
+    return min(room for room, _ in rooms) - min(room - left for room, left in rooms)
 
 
 def default_budget(root: Path = _LINUX) -> int | None:
@@ -66,6 +63,15 @@ def default_budget(root: Path = _LINUX) -> int | None:
         return max(available - reserve(root), 0)
     total = total_memory(root)
     return None if total is None else int(total * _SHARE_OF_OTHER_SYSTEMS)
+
+
+def _rooms(root: Path) -> list[tuple[int, int]]:
+    """What may still be taken under each limit, and how much of it is left to others."""
+    rooms = [(room, _LEAST_LEFT_IN_GROUP) for room in _group_rooms(root)]
+    free = _free(root)
+    if free is not None:
+        rooms.append((free, max(_LEAST_LEFT, (total_memory(root) or 0) // _SHARE_LEFT)))
+    return rooms
 
 
 def _installed(root: Path) -> int | None:
@@ -83,10 +89,7 @@ def _free(root: Path) -> int | None:
 
 
 def _meminfo(root: Path, name: str) -> int | None:
-    try:
-        text = (root / "proc/meminfo").read_text()
-    except OSError:
-        return None
+    text = _read(root / "proc/meminfo")
     match = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
     return int(match[1]) * 1024 if match else None
 
@@ -103,13 +106,11 @@ def _group_rooms(root: Path) -> list[int]:
 
 def _groups(root: Path) -> Iterator[Group]:
     """This process's control groups that count memory, from its own to the root of the tree."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
+    for line in _read(root / "proc/self/cgroup").split("\n"):
         _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
+        controllers, colon, path = rest.partition(":")
+        if not colon:
+            continue
         if not controllers:
             # Beside version 1, version 2 has a place of its own.
             for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
@@ -157,16 +158,21 @@ def _limit(group: Group) -> int | None:
 
 
 def _cache(group: Group) -> int:
-    try:
-        text = group.statistics.read_text()
-    except OSError:
-        return 0
-    found = dict(line.split(maxsplit=1) for line in text.splitlines() if line.count(" ") == 1)
-    return sum(int(value) for name in group.cache if (value := found.get(name, "0")).isdigit())
+    """Bytes of file cache that are charged to the group."""
+    names = "|".join(group.cache)
+    found = re.findall(rf"^(?:{names}) (\d+)$", _read(group.statistics), re.MULTILINE)
+    return sum(map(int, found))
 
 
 def _number(path: Path) -> int | None:
+    """A count of bytes; None for "max", or where there is no such thing."""
+    match = re.fullmatch(r"(\d+)\s*", _read(path))
+    return int(match[1]) if match else None
+
+
+def _read(path: Path) -> str:
+    """A file's text, empty where it cannot be read; names of groups are any bytes."""
     try:
-        return int(path.read_text())
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
     except (OSError, ValueError):
-        return None
+        return ""

@@ -39,8 +39,8 @@ def follow(limits: Limits, slots: int, wanted: int, room: int) -> int:
 class PressureWatch:
     """A thread that looks at the machine's memory twice a second.
 
-    `room()` gives the bytes that may still be taken, None where that is not known; `resize(slots)`
-    is called with what `follow` says when it changes.
+    `room()` gives the bytes that may still be taken, None where that is not known (an `OSError`
+    tells as little); `resize(slots)` is called with what `follow` says when it changes.
     """
 
     def __init__(
@@ -81,7 +81,10 @@ class PressureWatch:
 
     def look(self) -> None:
         """Look once."""
-        room = self._room()
+        try:
+            room = self._room()
+        except OSError:
+            return
         if room is None:
             return
         with self._lock:

@@ -19,7 +19,7 @@ constexpr int64_t kIdleInFlight = 2;
 constexpr int64_t kJudged = 64;
 constexpr int64_t kPaused = 1024;
 
-// After so many calls without a miss, nothing is read ahead until there is one.
+// After so many calls without a miss, none is to be feared.
 constexpr int64_t kQuietCalls = 64;
 
 constexpr std::chrono::milliseconds kPoll{100};
@@ -234,12 +234,16 @@ void ExpertStore::let_go(int32_t key) {
 
 bool ExpertStore::misses() {
   const std::lock_guard lock(mutex_);
-  return look_ahead_ && pause_ == 0 && calls_without_miss_ < kQuietCalls;
+  return calls_without_miss_ < kQuietCalls;
+}
+
+bool ExpertStore::looks_ahead() {
+  const std::lock_guard lock(mutex_);
+  return look_ahead_ && sizes_.ahead > 0 && pause_ == 0;
 }
 
 void ExpertStore::expect(int64_t layer, std::span<const int32_t> experts) {
   const std::lock_guard lock(mutex_);
-  if (!look_ahead_ || sizes_.ahead == 0) return;
   expected_.clear();
   for (int32_t expert : experts) {
     expected_.push_back(static_cast<int32_t>(layer * sizes_.experts + expert));

@@ -68,8 +68,10 @@ class ExpertStore {
               StoreSizes sizes);
   ~ExpertStore();
 
-  // Whether anything was missing of late, so that it pays to say what to expect.
+  // Whether anything was missing of late.
   bool misses();
+  // Whether it pays to say what to expect: reads ahead are judged by what they save and cost.
+  bool looks_ahead();
   // Reads `experts` of a layer ahead of its next call; what that call does not use is dropped, and
   // what was expected before and is not yet being read.
   void expect(int64_t layer, std::span<const int32_t> experts);

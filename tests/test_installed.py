@@ -318,7 +318,7 @@ def test_list_as_json(home: Path, tiny_model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "available", "total", "verdict"),
-    [(5, 6, 10, "fits"), (7, 6, 10, "not now"), (11, 6, 10, "too large"), (5, None, 10, "fits")],
+    [(5, 6, 10, "fits"), (7, 6, 10, "not now"), (11, 6, 10, "from disk"), (5, None, 10, "fits")],
 )
 def test_verdicts(wanted: int, available: int | None, total: int, verdict: str) -> None:
     from localds.commands.list import _verdict

@@ -96,9 +96,12 @@ def _size(size: int, available: int | None, total: int | None) -> dict[str, Any]
 
 
 def _verdict(wanted: int, available: int | None, total: int | None) -> str:
-    """Whether `wanted` bytes fit in this machine's memory, or would if other programs ended."""
+    """Whether `wanted` bytes fit in this machine's memory, or would if other programs ended.
+
+    Of what is larger, experts are read from disk as they are needed.
+    """
     if total is not None and wanted > total:
-        return "too large"
+        return "from disk"
     return "fits" if available is None or wanted <= available else "not now"
 
 
@@ -111,7 +114,11 @@ def _text(report: dict[str, Any]) -> str:
     if memory["total_bytes"] is not None:
         free = memory["available_bytes"]
         now = "" if free is None else f", {format_size(free)} of it free (not now: needs more)"
-        lines += ["", f"This machine has {format_size(memory['total_bytes'])} of memory{now}."]
+        lines += [
+            "",
+            f"This machine has {format_size(memory['total_bytes'])} of memory{now}.",
+            "What does not fit runs at the disk's speed; `localds inspect` tells how fast.",
+        ]
     return "\n".join(lines)
 
 

@@ -102,7 +102,8 @@ def _memory_warning(size: int) -> list[str]:
         return []
     return [
         f"localds: this model wants {format_size(estimate(size))} of memory, this machine has "
-        f"{format_size(total)}: it will be slow, if it runs; `localds list` shows smaller ones"
+        f"{format_size(total)}: it will run at the speed of the disk, if at all; "
+        "`localds list` shows smaller ones"
     ]
 
 

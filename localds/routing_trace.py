@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import zipfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from localds.gguf.write import sync_folder
 from localds.ops.cpu import CpuMoe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from localds.models.decoder import Decoder, Layer
@@ -40,9 +40,9 @@ class Trace:
 
     def save(self, path: Path) -> None:
         """Write a numpy archive (.npz), replacing `path` only when it is complete."""
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        partial = path.with_name(path.name + ".part")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with partial.open("wb") as file:
                 np.savez_compressed(
                     file,
                     version=_VERSION,
@@ -52,21 +52,31 @@ class Trace:
                     tokens=self.tokens,
                     ids=self.ids,
                 )
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def load_trace(path: Path) -> Trace:
-    """Read what `Trace.save` wrote. Raises `ValueError` for any other file."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            version = int(archive["version"])
-            layers, tokens, ids = (archive[name] for name in ("layers", "tokens", "ids"))
-            trace = Trace(int(archive["n_layers"]), int(archive["n_experts"]), layers, tokens, ids)
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a trace of `localds trace` ({error})") from None
+    """Read what `Trace.save` wrote.
+
+    Raises `ValueError` for any other file and `OSError` for one that cannot be opened.
+    """
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                version = int(archive["version"])
+                layers, tokens, ids = (archive[name] for name in ("layers", "tokens", "ids"))
+                sizes = int(archive["n_layers"]), int(archive["n_experts"])
+        # Damage reaches zipfile, zlib, numpy and Python's tokenizer, which raise a dozen types.
+        except Exception as error:
+            raise ValueError(
+                f"{path} is not a whole trace of `localds trace` ({error}); record it again"
+            ) from None
+    trace = Trace(*sizes, layers, tokens, ids)
     if version != _VERSION or not _fits(trace):
         raise ValueError(f"{path} is damaged or of another version; record it again")
     return trace
@@ -78,11 +88,13 @@ def _fits(trace: Trace) -> bool:
         all(array.dtype == np.int32 for array in (layers, tokens, ids))
         and layers.ndim == tokens.ndim == 1
         and ids.ndim == 2
-        and len(layers) == len(tokens)
+        and ids.shape[1] >= 1
+        and len(layers) == len(tokens) >= 1
         and (tokens >= 1).all()
         and tokens.sum(dtype=np.int64) == len(ids)
         and ((layers >= 0) & (layers < trace.n_layers)).all()
         and ((ids >= 0) & (ids < trace.n_experts)).all()
+        and (np.diff(np.sort(ids)) > 0).all()
     )
 
 
@@ -102,7 +114,9 @@ class Tracer:
         self.decoder = replace(decoder, layers=layers)
 
     def trace(self) -> Trace:
-        """What was noted so far."""
+        """What was noted so far. Raises `ValueError` before the first call."""
+        if not self._calls:
+            raise ValueError("stopped before the first layer: there is nothing to keep")
         return Trace(
             n_layers=self._n_layers,
             n_experts=self._experts,

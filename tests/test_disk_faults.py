@@ -59,7 +59,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(fault: str, shim: Path, guide_path: Path, folder: Path) -> subprocess.Popen[str]:
     trigger = folder / "trigger"
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, guide_path, str(budget_for(guide_path, 14)), trigger],
+        [sys.executable, "-P", "-c", PROGRAM, guide_path, str(budget_for(guide_path, 14)), trigger],
         env=os.environ | {"LD_PRELOAD": str(shim), "FAULT": fault, "FAULT_WHEN": str(trigger)},
         stdout=subprocess.PIPE,
         text=True,

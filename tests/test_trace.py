@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 import localds
 from localds.cli import app
 from localds.gguf import GGUFFile
-from localds.routing_trace import Trace, load_trace
+from localds.memory.latents import LatentCache
+from localds.routing_trace import Trace, Tracer, load_trace
 from localds.windows import cut, states
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
+ROWS = ("layers", "tokens", "ids")
 TEXT = "How do I download a model, and which of them fit into 16 GB of memory? " * 8
 
 
@@ -64,27 +67,71 @@ def test_one_by_one_is_a_reply(guide_path: Path, text: Path) -> None:
     assert all(len(set(row)) == 4 for row in trace.ids.tolist())
 
 
-def test_the_first_choice_follows_from_the_router(guide_path: Path, text: Path) -> None:
-    """The best expert of the first layer with experts, computed with numpy from hidden states."""
-    trace = record(guide_path, text, "-n", 1)
+def test_choices_follow_from_the_router(guide_path: Path, text: Path) -> None:
+    """Those of the first layer with experts, computed with numpy from its hidden states."""
+    trace = record(guide_path, text, "-n", 64, "--chunk", 64)
     with localds.load(guide_path) as model, GGUFFile.open(guide_path) as gguf:
-        decoder = model.decoder
-        ids = cut(model, TEXT, 1, 1).inputs[0]
-        session = model.session(16)
-        x = decoder.embedding(ids)
-        for layer, rows in zip(decoder.layers[:2], session._cache.layers[:2], strict=True):
-            x = layer.attention(x, rows, 0)
-            if layer is decoder.layers[0]:
-                x = layer.feed_forward(x)
-        norm = gguf.tensors["blk.1.ffn_norm.weight"].data.view(np.float32)
-        router = gguf.tensors["blk.1.ffn_gate_inp.weight"].data.view(np.float32).reshape(16, -1)
-        bias = gguf.tensors["blk.1.exp_probs_b.bias"].data.view(np.float32)
-    normalized = x[0] / np.sqrt(np.mean(x[0] ** 2) + 1e-6) * norm
-    scores = 1 / (1 + np.exp(-router @ normalized)) + bias
-    assert set(trace.ids[0].tolist()) <= set(np.argsort(-scores)[:12].tolist())
+        dense, moe = model.decoder.layers[:2]
+        rows = LatentCache(2, model.geometry.cache_width, 64)
+        rows.reserve(64)
+        x = model.decoder.embedding(cut(model, TEXT, 64, 1).inputs[0])
+        x = dense.feed_forward(dense.attention(x, rows.layers[0], 0))
+        x = moe.attention(x, rows.layers[1], 0).astype(np.float64)
+        norm, router, bias = (
+            gguf.tensors[f"blk.1.{name}"].data.view(np.float32)
+            for name in ("ffn_norm.weight", "ffn_gate_inp.weight", "exp_probs_b.bias")
+        )
+        normalized = x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + 1e-6) * norm
+        scores = 1 / (1 + np.exp(-normalized @ router.reshape(16, -1).T)) + bias
+    # Two of four groups, by the sum of their best two (DeepSeek-V3, section 2.1.2).
+    groups = np.sort(scores.reshape(-1, 4, 4))[..., -2:].sum(-1)
+    used = groups >= np.sort(groups)[:, -2:-1]
+    scores[~np.repeat(used, 4, axis=1)] = -np.inf
+    np.testing.assert_array_equal(trace.ids[:64], np.argsort(-scores)[:, :4])
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "other", "ids", "pickle"])
+def test_prompts_choose_like_replies(guide_path: Path, text: Path) -> None:
+    """But for ties that rounding breaks, which depends on how many tokens are read at once."""
+    one = record(guide_path, text, "-n", 64).ids.reshape(64, 5, 4)
+    many = record(guide_path, text, "-n", 64, "--chunk", 64).ids.reshape(5, 64, 4)
+    same = np.sort(one) == np.sort(many.transpose(1, 0, 2))
+    assert same.all(axis=-1).mean() > 0.9
+
+
+def test_a_file_of_its_own_rights(guide_path: Path, text: Path) -> None:
+    """The file is as readable as any other that is made there, and nothing is left beside it."""
+    record(guide_path, text, "-n", 2)
+    assert text.with_suffix(".npz").stat().st_mode == text.stat().st_mode
+    assert sorted(path.name for path in text.parent.iterdir()) == ["text.npz", "text.txt"]
+
+
+def test_every_flipped_byte_is_told_or_harmless(guide_path: Path, text: Path) -> None:
+    record(guide_path, text, "-n", 4)
+    path = text.with_suffix(".npz")
+    whole = path.read_bytes()
+    told = 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            load_trace(path)
+        except ValueError as error:
+            told += 1
+            assert str(path) in str(error)
+    assert told > len(whole) // 3
+
+
+def test_a_model_without_experts_is_told(guide_path: Path) -> None:
+    with localds.load(guide_path) as model:
+        dense = replace(model.decoder, layers=model.decoder.layers[:1])
+        with pytest.raises(ValueError, match="no routed experts"):
+            Tracer(dense)
+        with pytest.raises(ValueError, match="nothing to keep"):
+            Tracer(model.decoder).trace()
+
+
+@pytest.mark.parametrize(
+    "damage", ["empty", "text", "cut", "other", "ids", "twice", "calls", "endless", "pickle"]
+)
 def test_other_files_are_told(guide_path: Path, text: Path, damage: str) -> None:
     record(guide_path, text, "-n", 4)
     path = text.with_suffix(".npz")
@@ -101,6 +148,12 @@ def test_other_files_are_told(guide_path: Path, text: Path, damage: str) -> None
             np.savez(path, x=np.zeros(3))
         case "ids":
             np.savez(path, **{**arrays, "ids": arrays["ids"] + 16})
+        case "twice":
+            np.savez(path, **{**arrays, "ids": arrays["ids"] * 0})
+        case "calls":
+            np.savez(path, **{**arrays, **{name: arrays[name][:0] for name in ROWS}})
+        case "endless":
+            np.savez(path, **{**arrays, "n_layers": np.inf})
         case _:
             np.savez(path, **{**arrays, "ids": np.array([{}], object)})
     with pytest.raises(ValueError, match=str(path)):

@@ -116,8 +116,8 @@ def _text(report: dict[str, Any]) -> str:
         now = "" if free is None else f", {format_size(free)} of it free (not now: needs more)"
         lines += [
             "",
+            "What does not fit runs from disk; `localds inspect` tells how fast.",
             f"This machine has {format_size(memory['total_bytes'])} of memory{now}.",
-            "What does not fit runs at the disk's speed; `localds inspect` tells how fast.",
         ]
     return "\n".join(lines)
 

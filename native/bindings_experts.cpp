@@ -36,7 +36,8 @@ void make_store(ExpertStore* self, const std::vector<std::string>& files,
   std::vector<StoredLayer> stored;
   for (const auto& [block, parts] : layers) {
     StoredLayer layer{block, {}};
-    for (const auto& [file, offset, bytes] : parts) layer.parts.push_back({file, offset, bytes});
+    for (const auto& [file, offset, bytes] : parts)
+      layer.parts.push_back({.file = file, .offset = offset, .bytes = bytes});
     stored.push_back(std::move(layer));
   }
   new (self) ExpertStore(files, std::move(stored), {experts, slots, window, ahead, most, readers});
@@ -62,7 +63,6 @@ void bind_experts(nb::module_& m) {
   nb::class_<DirectFile>(m, "DirectFile")
       .def(nb::init<std::string>(), "path"_a)
       .def_prop_ro("size", &DirectFile::size)
-      .def_prop_ro("direct", &DirectFile::direct)
       .def("read", read_file, "start"_a, "out"_a.noconvert());
   nb::class_<StoreStats>(m, "StoreStats")
       .def_ro("uses", &StoreStats::uses)
@@ -70,12 +70,11 @@ void bind_experts(nb::module_& m) {
       .def_ro("early", &StoreStats::early)
       .def_ro("read_bytes", &StoreStats::read_bytes)
       .def_ro("wasted_bytes", &StoreStats::wasted_bytes)
-      .def_ro("stalled", &StoreStats::stalled)
-      .def_ro("reading", &StoreStats::reading);
+      .def_ro("stall_seconds", &StoreStats::stall_seconds)
+      .def_ro("read_seconds", &StoreStats::read_seconds);
   nb::class_<ExpertStore>(m, "ExpertStore")
       .def("__init__", make_store, "files"_a, "layers"_a, "experts"_a, "slots"_a, "window"_a,
            "ahead"_a, "most"_a, "readers"_a)
-      .def_prop_ro("direct", &ExpertStore::direct)
       .def_prop_ro("slots", &ExpertStore::slots)
       .def("resize", &ExpertStore::resize, "slots"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("set_look_ahead", &ExpertStore::set_look_ahead, "on"_a)

@@ -28,6 +28,21 @@ void gated_tile(const Matrix& gate, const Matrix& up, int64_t batch, int64_t row
   }
 }
 
+void gated_rows(const char* name, const FfnWeights& w, const Activations& x, float* out,
+                Scratch& scratch) {
+  const int64_t n = x.rows;
+  const int64_t ff = w.gate.rows;
+  const int64_t row_bytes = w.gate.row_bytes + w.up.row_bytes;
+  TiledRows work{ff, task_rows(row_bytes, n, ff, scratch.threads())};
+  float* tiles = scratch.take<float>(scratch.threads() * n * work.tile);
+  Work total = product_work(w.gate, n);
+  total += product_work(w.up, n);
+  const Timed timed(name, total);
+  run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {
+    gated_tile(w.gate, w.up, 0, row0, row1, x, nullptr, n, out, ff, tiles + thread * n * work.tile);
+  });
+}
+
 FfnLayer::FfnLayer(Norm norm, FfnWeights weights)
     : norm_(std::move(norm)), weights_(std::move(weights)) {
   check_ffn("ffn", weights_, hidden());
@@ -42,19 +57,8 @@ void FfnLayer::forward(float* x, int64_t n, Recorder* recorder) const {
   const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows,
                                     needs_int8(w.gate) || needs_int8(w.up));
 
-  const int64_t row_bytes = w.gate.row_bytes + w.up.row_bytes;
-  TiledRows work{ff, task_rows(row_bytes, n, ff, scratch.threads())};
   float* middle = scratch.take<float>(n * ff);
-  float* tiles = scratch.take<float>(scratch.threads() * n * work.tile);
-  {
-    Work total = product_work(w.gate, n);
-    total += product_work(w.up, n);
-    const Timed timed("dense: gate, up", total);
-    run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {
-      gated_tile(w.gate, w.up, 0, row0, row1, in, nullptr, n, middle, ff,
-                 tiles + thread * n * work.tile);
-    });
-  }
+  gated_rows("dense: gate, up", w, in, middle, scratch);
 
   const Activations gated =
       activations(scratch.activations(1), middle, n, ff, ff, needs_int8(w.down));

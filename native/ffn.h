@@ -24,6 +24,10 @@ void gated_tile(const Matrix& gate, const Matrix& up, int64_t batch, int64_t row
                 const Activations& x, const int32_t* tokens, int64_t n, float* out,
                 int64_t out_stride, float* work);
 
+// out = silu(gate(x)) * up(x) for all rows of x [x.rows, ff], the step `name` of the profile.
+void gated_rows(const char* name, const FfnWeights& weights, const Activations& x, float* out,
+                Scratch& scratch);
+
 class FfnLayer {
  public:
   FfnLayer(Norm norm, FfnWeights weights);

@@ -118,21 +118,6 @@ void MoeLayer::score(const Activations& x, float* logits, Scratch& scratch) cons
   run_products("experts: router", scratch, {&product, 1});
 }
 
-void MoeLayer::share(const Activations& x, float* shared_middle, Scratch& scratch) const {
-  const int64_t n = x.rows;
-  const int64_t ff = shared_->gate.rows;
-  const int64_t row_bytes = shared_->gate.row_bytes + shared_->up.row_bytes;
-  TiledRows work{ff, task_rows(row_bytes, n, ff, scratch.threads())};
-  float* tiles = scratch.take<float>(scratch.threads() * n * work.tile);
-  Work total = product_work(shared_->gate, n);
-  total += product_work(shared_->up, n);
-  const Timed timed("experts: shared gate, up", total);
-  run_tiles({&work, 1}, [&](int64_t, int64_t row0, int64_t row1, int thread) {
-    gated_tile(shared_->gate, shared_->up, 0, row0, row1, x, nullptr, n, shared_middle, ff,
-               tiles + thread * n * work.tile);
-  });
-}
-
 Activations MoeLayer::ready_shared(const float* shared_middle, int64_t n, Scratch& scratch) const {
   const int64_t ff = shared_->gate.rows;
   return activations(scratch.activations(2), shared_middle, n, ff, ff, needs_int8(shared_->down));
@@ -226,7 +211,9 @@ void MoeLayer::add_stored(const Routing& routing, float* shared_middle, bool hur
   Activations shared_gated;
   std::optional<SharedExpert> shared;
   if (shared_) {
-    if (hurry) share(*routing.x, shared_middle, scratch);
+    if (hurry) {
+      gated_rows("experts: shared gate, up", *shared_, *routing.x, shared_middle, scratch);
+    }
     shared_gated = ready_shared(shared_middle, routing.n, scratch);
     shared = {&shared_->down, &shared_gated};
   }

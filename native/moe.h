@@ -63,7 +63,6 @@ class MoeLayer {
   void score_and_share(const Activations& x, float* logits, float* shared_middle,
                        Scratch& scratch) const;
   void score(const Activations& x, float* logits, Scratch& scratch) const;
-  void share(const Activations& x, float* shared_middle, Scratch& scratch) const;
   Activations ready_shared(const float* shared_middle, int64_t n, Scratch& scratch) const;
   void choose(float* logits, int64_t n, int32_t* ids, float* weights, Scratch& scratch) const;
   std::span<ActiveExpert> group(const int32_t* ids, const float* weights, int64_t n,

@@ -18,7 +18,6 @@ from localds.units import parse_size
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from localds.memory.experts import StoreFigures
     from localds.model import Model
     from localds.session import Session
 
@@ -167,7 +166,7 @@ class _Run:
 
     seconds: float
     steps: list[Step]
-    store: StoreFigures | None
+    store: _native.StoreStats | None
 
 
 def _record(
@@ -209,7 +208,7 @@ def _record(
 
 
 def _store_figures(
-    figures: Sequence[StoreFigures], peaks: Peaks, tokens: int
+    figures: Sequence[_native.StoreStats], peaks: Peaks, tokens: int
 ) -> dict[str, float | None]:
     """The record's figures of experts on disk, for so many tokens in all."""
     if not figures:

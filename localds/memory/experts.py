@@ -7,7 +7,6 @@ lie, and what it does is told.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,25 +28,6 @@ READERS = 4
 
 Part = tuple[int, int, int]
 """File, offset of the first expert, bytes of each expert."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreFigures:
-    """What a store did since it was last asked.
-
-    `uses` counts experts by layer and forward, `hits` those in memory already (or on their way
-    there unasked), `early` those that a read ahead had begun to fetch. `read_bytes` are all bytes
-    from the disk, `wasted_bytes` what was read ahead in vain. `stall_seconds` is how long layers
-    waited, `read_seconds` how long the disk was busy.
-    """
-
-    uses: int
-    hits: int
-    early: int
-    read_bytes: int
-    wasted_bytes: int
-    stall_seconds: float
-    read_seconds: float
 
 
 class ExpertStore:
@@ -107,18 +87,9 @@ class ExpertStore:
         """Uses of late, uint32 [layers, experts]; older ones count less."""
         return self.native.counts().reshape(self.layers, self.experts)
 
-    def take_figures(self) -> StoreFigures:
+    def take_figures(self) -> _native.StoreStats:
         """What was done since the last call."""
-        stats = self.native.take_stats()
-        return StoreFigures(
-            uses=stats.uses,
-            hits=stats.hits,
-            early=stats.early,
-            read_bytes=stats.read_bytes,
-            wasted_bytes=stats.wasted_bytes,
-            stall_seconds=stats.stalled,
-            read_seconds=stats.reading,
-        )
+        return self.native.take_stats()
 
 
 def _routed(gguf: GGUFFile, block: int) -> Sequence[Tensor]:

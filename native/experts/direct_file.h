@@ -34,8 +34,6 @@ class DirectFile {
 
   const std::string& path() const { return path_; }
   int64_t size() const { return opened_.st_size; }
-  // Whether reads go around the system's cache, or are dropped from it at once.
-  bool direct() const { return direct_; }
 
  private:
   void open_direct();
@@ -43,7 +41,7 @@ class DirectFile {
 
   std::string path_;
   int descriptor_ = -1;
-  bool direct_ = false;
+  bool direct_ = false;  // else what is read is dropped from the system's cache at once
   struct stat opened_{};
 };
 

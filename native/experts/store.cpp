@@ -32,14 +32,16 @@ double now() {
 int64_t align_down(int64_t at) { return at / DirectFile::kAlignment * DirectFile::kAlignment; }
 int64_t align_up(int64_t at) { return align_down(at + DirectFile::kAlignment - 1); }
 
-// Room for a part in a slot, wherever in a page it begins.
-int64_t room_for(const ExpertPart& part) { return align_up(part.bytes) + DirectFile::kAlignment; }
-
-int64_t slot_bytes(const std::vector<StoredLayer>& layers) {
+// Gives the parts of each layer their places in a slot, with room for each wherever in a page it
+// begins; returns the bytes of a slot.
+int64_t lay_out(std::vector<StoredLayer>& layers) {
   int64_t most = 0;
-  for (const StoredLayer& layer : layers) {
+  for (StoredLayer& layer : layers) {
     int64_t bytes = 0;
-    for (const ExpertPart& part : layer.parts) bytes += room_for(part);
+    for (ExpertPart& part : layer.parts) {
+      part.at = bytes;
+      bytes += align_up(part.bytes) + DirectFile::kAlignment;
+    }
     most = std::max(most, bytes);
   }
   return most;
@@ -61,7 +63,7 @@ ExpertStore::ExpertStore(const std::vector<std::string>& files, std::vector<Stor
                          StoreSizes sizes)
     : layers_(std::move(layers)),
       sizes_((check(sizes), sizes)),
-      slots_(sizes.most, slot_bytes(layers_), sizes.slots),
+      slots_(sizes.most, lay_out(layers_), sizes.slots),
       policy_(static_cast<int64_t>(layers_.size()) * sizes.experts,
               sizes.slots - sizes.window - sizes.ahead, sizes.window),
       entries_(layers_.size() * static_cast<size_t>(sizes.experts)) {
@@ -76,10 +78,6 @@ ExpertStore::~ExpertStore() {
   }
   work_.notify_all();
   for (std::thread& reader : readers_) reader.join();
-}
-
-bool ExpertStore::direct() const {
-  return std::all_of(files_.begin(), files_.end(), [](const auto& file) { return file->direct(); });
 }
 
 // ---- reading ----
@@ -144,7 +142,7 @@ void ExpertStore::warm_next() {
 
 void ExpertStore::finish(const Piece& piece, const std::string& error) {
   const double time = now();
-  if (--in_flight_ == 0) stats_.reading += time - busy_since_;
+  if (--in_flight_ == 0) stats_.read_seconds += time - busy_since_;
   if (piece.urgency != kNow) --idle_in_flight_;
   Load& load = *piece.load;
   load.bytes += piece.bytes;
@@ -179,19 +177,16 @@ bool ExpertStore::start(int32_t key, Urgency urgency) {
   if (e.slot == Slots::kNone) return false;
   e.ready = false;
   e.load = std::make_shared<Load>(key, e.slot);
-  const StoredLayer& layer = layers_[static_cast<size_t>(key / sizes_.experts)];
-  int64_t room = 0;
-  for (const ExpertPart& part : layer.parts) {
-    const int64_t offset = part.offset + key % sizes_.experts * part.bytes;
-    const int64_t first = align_down(offset);
-    const int64_t end = align_up(offset + part.bytes);
+  for (const ExpertPart& part : layer_of(key).parts) {
+    const int64_t begin = part.begin(expert_of(key));
+    const int64_t first = align_down(begin);
+    const int64_t end = align_up(begin + part.bytes);
     for (int64_t at = first; at < end; at += kPieceBytes) {
       const DirectFile* file = files_[static_cast<size_t>(part.file)].get();
       queues_[urgency].push_back(
-          {e.load, file, at, std::min(kPieceBytes, end - at), room + at - first, urgency});
+          {e.load, file, at, std::min(kPieceBytes, end - at), part.at + at - first, urgency});
       ++e.load->pieces;
     }
-    room += room_for(part);
   }
   if (urgency == kNow) {
     work_.notify_all();
@@ -246,7 +241,7 @@ void ExpertStore::expect(int64_t layer, std::span<const int32_t> experts) {
   const std::lock_guard lock(mutex_);
   expected_.clear();
   for (int32_t expert : experts) {
-    expected_.push_back(static_cast<int32_t>(layer * sizes_.experts + expert));
+    expected_.push_back(key(layer, expert));
   }
   std::erase_if(ahead_, [&](int32_t key) {
     const Entry& e = entry(key);
@@ -292,9 +287,7 @@ void ExpertStore::expire(std::span<const int32_t> needed) {
       stats_.wasted_bytes += e.load->bytes;
       if (e.load->started > 0) e.load->cancelled_at = now();
     } else {
-      for (const ExpertPart& part : layers_[static_cast<size_t>(key / sizes_.experts)].parts) {
-        stats_.wasted_bytes += part.bytes;
-      }
+      for (const ExpertPart& part : layer_of(key).parts) stats_.wasted_bytes += part.bytes;
     }
     let_go(key);
     return true;
@@ -371,16 +364,15 @@ StoreStats ExpertStore::take_stats() {
   const std::lock_guard lock(mutex_);
   if (in_flight_ > 0) {
     const double time = now();
-    stats_.reading += time - busy_since_;
+    stats_.read_seconds += time - busy_since_;
     busy_since_ = time;
   }
   return std::exchange(stats_, {});
 }
 
 std::string ExpertStore::describe(int32_t key) const {
-  const StoredLayer& layer = layers_[static_cast<size_t>(key / sizes_.experts)];
-  return "layer " + std::to_string(layer.block) + ", expert " +
-         std::to_string(key % sizes_.experts);
+  return "layer " + std::to_string(layer_of(key).block) + ", expert " +
+         std::to_string(expert_of(key));
 }
 
 // ---- a layer's call ----
@@ -388,7 +380,7 @@ std::string ExpertStore::describe(int32_t key) const {
 ExpertCall::ExpertCall(ExpertStore& store, int64_t layer, int64_t tokens, std::span<const Use> uses)
     : store_(store), layer_(layer), uses_(uses), given_out_(uses.size()) {
   std::vector<int32_t> keys;
-  for (size_t i = 0; i < uses.size(); ++i) keys.push_back(key(static_cast<int64_t>(i)));
+  for (const Use& use : uses) keys.push_back(store_.key(layer, use.expert));
   const std::lock_guard lock(store_.mutex_);
   ++store_.calls_without_miss_;
   if (store_.pause_ > 0) --store_.pause_;
@@ -399,15 +391,12 @@ ExpertCall::ExpertCall(ExpertStore& store, int64_t layer, int64_t tokens, std::s
 
 ExpertCall::~ExpertCall() {
   const std::lock_guard lock(store_.mutex_);
-  for (const Use& use : uses_) {
-    store_.entry(static_cast<int32_t>(layer_ * store_.sizes_.experts + use.expert)).in_use = false;
-  }
+  for (const Use& use : uses_) store_.entry(store_.key(layer_, use.expert)).in_use = false;
   store_.shrink();
 }
 
 int32_t ExpertCall::key(int64_t use) const {
-  return static_cast<int32_t>(layer_ * store_.sizes_.experts +
-                              uses_[static_cast<size_t>(use)].expert);
+  return store_.key(layer_, uses_[static_cast<size_t>(use)].expert);
 }
 
 // Issues as many uses, in their order, as there are slots for.
@@ -465,7 +454,7 @@ std::vector<int64_t> ExpertCall::next(bool in_order) {
 
     const double start = now();
     const bool idle = store_.arrival_.wait_for(lock, kPoll) == std::cv_status::timeout;
-    store_.stats_.stalled += now() - start;
+    store_.stats_.stall_seconds += now() - start;
     if (idle && store_.poll_) {
       lock.unlock();
       store_.poll_();
@@ -506,14 +495,10 @@ void ExpertCall::done() {
 }
 
 const uint8_t* ExpertCall::data(int64_t use, size_t part) const {
-  const StoredLayer& layer = store_.layers_[static_cast<size_t>(layer_)];
-  const int32_t wanted = key(use);
-  int64_t room = 0;
-  for (size_t i = 0; i < part; ++i) room += room_for(layer.parts[i]);
-  const int64_t offset =
-      layer.parts[part].offset + wanted % store_.sizes_.experts * layer.parts[part].bytes;
-  const int32_t slot = store_.entries_[static_cast<size_t>(wanted)].slot;
-  return store_.slots_.data(slot) + room + offset % DirectFile::kAlignment;
+  const ExpertPart& wanted = store_.layers_[static_cast<size_t>(layer_)].parts[part];
+  const int64_t begin = wanted.begin(uses_[static_cast<size_t>(use)].expert);
+  const int32_t slot = store_.entry(key(use)).slot;
+  return store_.slots_.data(slot) + wanted.at + begin % DirectFile::kAlignment;
 }
 
 }  // namespace localds

@@ -32,6 +32,9 @@ struct ExpertPart {
   int32_t file;
   int64_t offset;
   int64_t bytes;
+  int64_t at = 0;  // of its first page in a slot; filled in by the store
+
+  int64_t begin(int64_t expert) const { return offset + expert * bytes; }
 };
 
 struct StoredLayer {
@@ -54,8 +57,8 @@ struct StoreStats {
   int64_t early = 0;         // missing, but read ahead
   int64_t read_bytes = 0;    // all reads
   int64_t wasted_bytes = 0;  // read ahead in vain
-  double stalled = 0;        // seconds that calls waited
-  double reading = 0;        // seconds with a read in flight
+  double stall_seconds = 0;  // that calls waited
+  double read_seconds = 0;   // with a read in flight
 };
 
 class ExpertCall;
@@ -94,9 +97,6 @@ class ExpertStore {
   // Called every 100 ms by a call that waits, without any lock; may throw.
   void set_poll(std::function<void()> poll) { poll_ = std::move(poll); }
 
-  // Whether all files are read around the system's cache.
-  bool direct() const;
-
  private:
   friend class ExpertCall;
 
@@ -131,6 +131,13 @@ class ExpertStore {
   };
 
   Entry& entry(int32_t key) { return entries_[static_cast<size_t>(key)]; }
+  int32_t key(int64_t layer, int64_t expert) const {
+    return static_cast<int32_t>(layer * sizes_.experts + expert);
+  }
+  int64_t expert_of(int32_t key) const { return key % sizes_.experts; }
+  const StoredLayer& layer_of(int32_t key) const {
+    return layers_[static_cast<size_t>(key / sizes_.experts)];
+  }
   void read_loop();
   bool take_piece(Piece* piece);
   void skip_cancelled(std::deque<Piece>& queue);

@@ -10,7 +10,7 @@ from localds import _native, models
 from localds.catalog.resolve import find_model
 from localds.gguf import GGUFFile
 from localds.memory.latents import LatentCache
-from localds.memory.machine import default_budget
+from localds.memory.machine import budget_for
 from localds.memory.offload import Offload
 from localds.memory.placement import place
 from localds.memory.plan import DEFAULT_CHUNK, BudgetError, make_plan
@@ -19,7 +19,7 @@ from localds.ops.cpu import CpuOps
 from localds.session import DEFAULT_CONTEXT, Session
 from localds.template import ChatTemplate, template_for
 from localds.tokenizer import Tokenizer
-from localds.units import format_size, parse_size
+from localds.units import format_size
 from localds.usage import keep_usage, read_usage
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Model:
         The pool of experts grows or shrinks at once. A model that lies in memory as a whole stays
         there.
         """
-        self._place(_parse(ram), self.placement.plan)
+        self._place(budget_for(ram), self.placement.plan)
 
     def _plan_for(self, context: int, cache_type: str, chunk: int) -> None:
         """Make room for a session, from the pool of experts."""
@@ -184,11 +184,6 @@ def load(
     gguf = GGUFFile.open(find_model(path).path if isinstance(path, str) else path)
     geometry = models.read_geometry(gguf)
     plan = make_plan(gguf, geometry, context or DEFAULT_CONTEXT, cache_type, chunk)
-    budget = default_budget() if ram is None else _parse(ram)
-    placement = place(gguf, geometry, plan, budget)
+    placement = place(gguf, geometry, plan, budget_for(ram))
     _native.set_threads(threads or _native.default_threads())
     return Model(gguf, placement, on_progress)
-
-
-def _parse(ram: int | str) -> int:
-    return parse_size(ram) if isinstance(ram, str) else ram

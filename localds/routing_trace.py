@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from localds.gguf.write import sync_folder
+from localds.gguf.write import replaced
 from localds.ops.cpu import CpuMoe
 
 if TYPE_CHECKING:
@@ -40,24 +39,16 @@ class Trace:
 
     def save(self, path: Path) -> None:
         """Write a numpy archive (.npz), replacing `path` only when it is complete."""
-        partial = path.with_name(path.name + ".part")
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(
-                    file,
-                    version=_VERSION,
-                    n_layers=self.n_layers,
-                    n_experts=self.n_experts,
-                    layers=self.layers,
-                    tokens=self.tokens,
-                    ids=self.ids,
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            sync_folder(path.parent)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replaced(path) as file:
+            np.savez_compressed(
+                file,
+                version=_VERSION,
+                n_layers=self.n_layers,
+                n_experts=self.n_experts,
+                layers=self.layers,
+                tokens=self.tokens,
+                ids=self.ids,
+            )
 
 
 def load_trace(path: Path) -> Trace:

@@ -67,11 +67,26 @@ def cut(model: Model, text: str, size: int, limit: int | None = None) -> Windows
         )
     count = min(count, limit or count)
     tokens = np.array(ids[: count * size], np.int32).reshape(count, size)
+    return Windows(tokens, _with_bos(model, tokens))
+
+
+def beginning(model: Model, text: str, limit: int | None = None) -> NDArray[np.int32]:
+    """One window's inputs int32 [size]: the text's first tokens, as many as the context holds.
+
+    At most `limit` of them.
+    """
+    longest = model.geometry.context_length
+    ids = model.tokenizer.encode(text)[: min(longest, limit or longest)]
+    inputs: NDArray[np.int32] = _with_bos(model, np.array([ids], np.int32))[0]
+    return inputs
+
+
+def _with_bos(model: Model, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
     inputs = tokens.copy()
     bos = model.tokenizer.bos_id
     if bos is not None and model.tokenizer.add_bos:
         inputs[:, 0] = bos
-    return Windows(tokens, inputs)
+    return inputs
 
 
 def check_size(model: Model, size: int) -> None:

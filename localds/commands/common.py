@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "A GGUF file (of a split one, the first part), or an installed model: NAME[:QUANT]."
 ModelFile = Annotated[str, typer.Argument(help=MODEL_HELP)]
+ReadText = Annotated[Path, typer.Argument(help="A UTF-8 text like what the model will read.")]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", min=1, max=1024, help="Threads. Default: physical cores."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localds.commands.common import ModelFile, Threads, check_output, clear_errors
+from localds.commands.common import ModelFile, ReadText, Threads, check_output, clear_errors
 from localds.commands.progress import token_progress
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _LISTED = 8
 
 def imatrix(
     model: ModelFile,
-    text: Annotated[Path, typer.Argument(help="A UTF-8 text like what the model will read.")],
+    text: ReadText,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")] = Path(
         "imatrix.gguf"
     ),

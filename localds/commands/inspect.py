@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from localds.commands.common import CacheType, Context, ModelFile, Ram, clear_errors, fail
+from localds.commands.progress import show_percent
 
 if TYPE_CHECKING:
     from localds.gguf import GGUFFile
@@ -31,21 +31,19 @@ def inspect(
     from localds.catalog.resolve import find_model
     from localds.commands.inspect_placement import placement_report, placement_text
     from localds.gguf import GGUFFile
-    from localds.memory.machine import available_memory, default_budget
+    from localds.memory.machine import available_memory, budget_for
     from localds.memory.placement import place
     from localds.memory.plan import BudgetError, make_plan
     from localds.models import read_geometry
     from localds.session import DEFAULT_CONTEXT
-    from localds.units import parse_size
 
     with clear_errors(), GGUFFile.open(find_model(model).path) as gguf:
         geometry = read_geometry(gguf)
         plan = make_plan(gguf, geometry, context or DEFAULT_CONTEXT, cache_type)
         report = _report(gguf, geometry, plan, cache_type, available_memory())
-        budget = default_budget() if ram is None else parse_size(ram)
         refused: BudgetError | None = None
         try:
-            placement = place(gguf, geometry, plan, budget)
+            placement = place(gguf, geometry, plan, budget_for(ram))
             report["placement"] = placement_report(gguf, geometry, placement)
         except BudgetError as error:
             refused = error
@@ -156,13 +154,8 @@ def _check(gguf: GGUFFile) -> None:
     """Read all weights; exit with status 1 where some are not finite."""
     from localds.gguf.scales import find_nonfinite
 
-    broken = find_nonfinite(gguf, _show_progress if sys.stderr.isatty() else None)
+    broken = find_nonfinite(gguf, show_percent("checked"))
     if broken:
         listed = "\n".join(f"  {tensor.name}: {count} scales" for tensor, count in broken)
         fail(f"{gguf.path} holds non-finite values; fetch or convert it again:\n{listed}")
     typer.echo("All weights are finite.", err=True)
-
-
-def _show_progress(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    typer.echo(f"\rchecked {100 * done // total}%{end}", nl=False, err=True)

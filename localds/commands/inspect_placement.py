@@ -20,14 +20,13 @@ def placement_report(gguf: GGUFFile, geometry: Geometry, placement: Placement) -
     from localds.memory.placement import active_bytes, hit_rate, missed_bytes
     from localds.usage import read_usage
 
-    layers = geometry.layers - geometry.dense_layers
-    hits = hit_rate(placement, read_usage(gguf, layers, geometry.experts))
+    hits = hit_rate(placement, read_usage(gguf, geometry.moe_layers, geometry.experts))
     missed = missed_bytes(gguf, geometry, hits)
     active = active_bytes(gguf, geometry, placement)
     memory, disk = measure_peaks().read, measure_disk(gguf.paths)
     return report | {
         "total_bytes": placement.total,
-        "trunk_bytes": placement.trunk,
+        "trunk_bytes": placement.plan.trunk,
         "cache_bytes": placement.plan.cache,
         "runtime_bytes": placement.plan.runtime,
         "pool_bytes": placement.pool,

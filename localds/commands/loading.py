@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from localds.commands.common import say
+from localds.commands.progress import show_percent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ def load_model(path: str | Path, **options: Any) -> Model:
     """`localds.load`; tells of experts that stay on disk."""
     from localds.model import load
 
-    model = load(path, on_progress=_show_progress if sys.stderr.isatty() else None, **options)
+    model = load(path, on_progress=show_percent("Reading weights:"), **options)
     if not model.placement.resident:
         say(placement_line(model.placement))
     return model
@@ -33,8 +33,3 @@ def placement_line(placement: Placement) -> str:
         f"{format_size(placement.budget or 0)}: {placement.slots} of {placement.slots_total} "
         f"experts at a time in memory ({format_size(placement.pool)}), the others on disk"
     )
-
-
-def _show_progress(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\rReading weights: {100 * done // total}%{end}", end="", file=sys.stderr, flush=True)

@@ -1,12 +1,13 @@
-"""Progress of work on tokens, on a terminal's last line."""
+"""Progress on a terminal's last line: of work on tokens, or a bare percentage."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Advance(Protocol):
@@ -14,6 +15,18 @@ class Advance(Protocol):
 
     def __call__(self, tokens: int, note: str = "") -> None:  # noqa: D102
         ...
+
+
+def show_percent(title: str) -> Callable[[int, int], None] | None:
+    """What shows "TITLE 12%" for (done, total) on stderr; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        end = "\n" if done == total else ""
+        print(f"\r{title} {100 * done // total}%{end}", end="", file=sys.stderr, flush=True)
+
+    return show
 
 
 @contextmanager

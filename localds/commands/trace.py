@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localds.commands.common import ModelFile, Ram, Threads, check_output, clear_errors
+from localds.commands.common import ModelFile, Ram, ReadText, Threads, check_output, clear_errors
 from localds.commands.progress import token_progress
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def trace(
     model: ModelFile,
-    text: Annotated[Path, typer.Argument(help="A UTF-8 text like what the model will read.")],
+    text: ReadText,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")] = Path(
         "trace.npz"
     ),
@@ -41,15 +41,13 @@ def trace(
     with clear_errors():
         from localds.catalog.resolve import find_model
         from localds.commands.loading import load_model
-        from localds.windows import cut, read_text
+        from localds.windows import beginning, read_text
 
         path = find_model(model).path
         check_output(output, path)
         words = read_text(text)
         with load_model(path, threads=threads, ram=ram, chunk=chunk) as loaded:
-            count = min(len(loaded.tokenizer.encode(words)), loaded.geometry.context_length)
-            windows = cut(loaded, words, min(count, tokens or count), 1)
-            recorded = _record(loaded, windows.inputs[0], chunk)
+            recorded = _record(loaded, beginning(loaded, words, tokens), chunk)
         recorded.save(output)
         typer.echo(
             f"{output}: {len(recorded.ids)} choices of {recorded.ids.shape[1]} "

@@ -22,14 +22,15 @@ def map_file(path: Path) -> mmap.mmap:
         raise GGUFError(f"{path}: permission denied; make the file readable to you") from error
     except OSError as error:
         raise GGUFError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
-    _ask_for_huge_pages(mapped)
+    ask_for_huge_pages(mapped)
     return mapped
 
 
-def _ask_for_huge_pages(mapped: mmap.mmap) -> None:
-    """Have what is read from disk lie in large pages: reading weights from them is faster.
+def ask_for_huge_pages(mapped: mmap.mmap) -> None:
+    """Have what comes into memory lie in large pages: reading weights from them is faster.
 
-    Linux does so on file systems with large folios; what lies in memory already stays as it is.
+    Of a file, Linux does so on file systems with large folios; what lies in memory already stays
+    as it is.
     """
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,14 +130,21 @@ def write_gguf(
     path = Path(path)
     infos = [_array_info(name, data) for name, data in tensors.items()]
     layout = lay_out(metadata, infos)
+    with replaced(path) as stream:
+        stream.write(layout.header)
+        for data, offset in zip(tensors.values(), layout.offsets, strict=True):
+            stream.seek(offset)
+            stream.write(np.ascontiguousarray(data, data.dtype.newbyteorder("<")).data)
+        stream.truncate(layout.size)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` once it is complete, and not before."""
     partial = path.with_name(path.name + ".part")
     try:
         with partial.open("wb") as stream:
-            stream.write(layout.header)
-            for data, offset in zip(tensors.values(), layout.offsets, strict=True):
-                stream.seek(offset)
-                stream.write(np.ascontiguousarray(data, data.dtype.newbyteorder("<")).data)
-            stream.truncate(layout.size)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localds.units import parse_size
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -53,16 +55,31 @@ def reserve(root: Path = _LINUX) -> int:
     rooms = _rooms(root)
     if not rooms:
         return _LEAST_LEFT
-    return min(room for room, _ in rooms) - min(room - left for room, left in rooms)
+    return min(room for room, _ in rooms) - _left(rooms)
+
+
+def budget_for(ram: int | str | None) -> int | None:
+    """Bytes that `ram` stands for: a number of them, a size like "12GiB", None for the default.
+
+    Raises `ValueError` for a text that is no size.
+    """
+    if ram is None:
+        return default_budget()
+    return parse_size(ram) if isinstance(ram, str) else ram
 
 
 def default_budget(root: Path = _LINUX) -> int | None:
     """Bytes that a model may take unless the user says otherwise; None where nothing is known."""
-    available = available_memory(root)
-    if available is not None:
-        return max(available - reserve(root), 0)
+    rooms = _rooms(root)
+    if rooms:
+        return max(_left(rooms), 0)
     total = total_memory(root)
     return None if total is None else int(total * _SHARE_OF_OTHER_SYSTEMS)
+
+
+def _left(rooms: list[tuple[int, int]]) -> int:
+    """What may be taken so that each limit keeps what it must."""
+    return min(room - left for room, left in rooms)
 
 
 def _rooms(root: Path) -> list[tuple[int, int]]:

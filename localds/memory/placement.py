@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from localds.memory.plan import BudgetError
-from localds.memory.trunk import PAGE, is_routed
+from localds.memory.plan import BudgetError, is_routed
+from localds.memory.trunk import PAGE
 from localds.units import format_size
 
 if TYPE_CHECKING:
@@ -61,16 +61,11 @@ class Placement:
         return self.slots * self.slot_bytes
 
     @property
-    def trunk(self) -> int:
-        """Bytes of all weights but the routed experts."""
-        return self.plan.weights - self.plan.parts.get("routed experts", 0)
-
-    @property
     def total(self) -> int:
         """Bytes in memory with a full context."""
         if self.resident:
             return self.plan.total
-        return self.trunk + self.pool + self.plan.cache + self.plan.runtime
+        return self.plan.trunk + self.pool + self.plan.cache + self.plan.runtime
 
 
 def place(
@@ -84,9 +79,9 @@ def place(
     if not pooled and (budget is None or plan.total <= budget):
         return Placement(plan, budget, resident=True)
     slot = slot_bytes(gguf, geometry)
-    total = _moe_layers(geometry) * geometry.experts
+    total = geometry.moe_layers * geometry.experts
     least = 3 * geometry.experts_used
-    fixed = plan.weights - plan.parts.get("routed experts", 0) + plan.cache + plan.runtime
+    fixed = plan.trunk + plan.cache + plan.runtime
     if budget is not None and (not total or fixed + least * slot > budget):
         raise BudgetError(_what_would_fit(plan, budget, least * slot if total else None))
     used = geometry.experts_used
@@ -139,7 +134,7 @@ def missed_bytes(gguf: GGUFFile, geometry: Geometry, hits: float) -> float:
 def active_bytes(gguf: GGUFFile, geometry: Geometry, placement: Placement) -> float:
     """Bytes of weights that a decoded token reads from memory."""
     embedding = placement.plan.parts.get("embedding", 0)
-    return placement.trunk - embedding + _expert_bytes(gguf, geometry)
+    return placement.plan.trunk - embedding + _expert_bytes(gguf, geometry)
 
 
 def _expert_bytes(gguf: GGUFFile, geometry: Geometry) -> float:
@@ -159,21 +154,15 @@ def _expert_parts(gguf: GGUFFile, geometry: Geometry) -> Sequence[Sequence[int]]
     return list(layers.values())
 
 
-def _moe_layers(geometry: Geometry) -> int:
-    return geometry.layers - geometry.dense_layers if geometry.experts else 0
-
-
 def _what_would_fit(plan: Plan, budget: int, least_pool: int | None) -> str:
     """The message of a `BudgetError`: least_pool is None for a model without experts."""
-    weights = plan.weights
-    if least_pool is not None:
-        weights += least_pool - plan.parts.get("routed experts", 0)
+    weights = plan.trunk + (least_pool or 0)
     floor = weights + plan.runtime + plan.cache
     kept = "" if least_pool is None else ", most experts left on disk,"
     text = (
         f"the model needs {format_size(floor)} with a context of {plan.context} tokens{kept} "
         f"and the budget is {format_size(budget)}: "
-    ).replace(", and", " and" if least_pool is None else ", and")
+    )
     tokens = (budget - weights - plan.runtime) // plan.cache_per_token
     if tokens >= 1:
         return text + f"a context of {tokens} tokens would fit (--context {tokens})"

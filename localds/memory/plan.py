@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from localds.gguf import GGUFFile
     from localds.models.geometry import Geometry
 
+ROUTED = "routed experts"
 # In the order in which a token meets them. The first pattern that matches a tensor's name counts.
 PARTS = {
     "embedding": r"token_embd\.",
     "attention": r"blk\.\d+\.attn_",
     "router": r"blk\.\d+\.(ffn_gate_inp|exp_probs_b)\.",
-    "routed experts": r"blk\.\d+\.ffn_\w+_exps\.",
+    ROUTED: r"blk\.\d+\.ffn_\w+_exps\.",
     "shared experts": r"blk\.\d+\.ffn_\w+_shexp\.",
     "dense feed-forward": r"blk\.\d+\.ffn_",
     "output": r"output",
@@ -55,6 +56,11 @@ class Plan:
         return sum(self.parts.values())
 
     @property
+    def trunk(self) -> int:
+        """Bytes of all weights but the routed experts."""
+        return self.weights - self.parts.get(ROUTED, 0)
+
+    @property
     def cache(self) -> int:
         """Bytes of the latent cache when the context is full."""
         return self.context * self.cache_per_token
@@ -79,6 +85,11 @@ def make_plan(
         cache_per_token=geometry.layers * row_bytes(cache_type, geometry.cache_width),
         runtime=_runtime_bytes(geometry, chunk),
     )
+
+
+def is_routed(name: str) -> bool:
+    """Whether a tensor holds routed experts."""
+    return re.match(PARTS[ROUTED], name) is not None
 
 
 def bytes_by_part(gguf: GGUFFile, layers: int) -> dict[str, int]:

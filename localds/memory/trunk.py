@@ -5,13 +5,14 @@ from __future__ import annotations
 import mmap
 import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from localds import _native
+from localds.gguf.mapping import ask_for_huge_pages
+from localds.memory.plan import is_routed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,14 +24,8 @@ if TYPE_CHECKING:
 PAGE = 4096
 """Direct reads begin and end at multiples of it."""
 
-_ROUTED = re.compile(r"blk\.\d+\.ffn_\w+_exps\.")
 _PIECE = 8 << 20
 _THREADS = 4
-
-
-def is_routed(name: str) -> bool:
-    """Whether a tensor holds routed experts."""
-    return _ROUTED.match(name) is not None
 
 
 def read_trunk(
@@ -91,8 +86,5 @@ def _down(offset: int) -> int:
 def _huge_buffer(nbytes: int) -> NDArray[np.uint8]:
     # Shared memory, Python's default, seldom lies in large pages.
     buffer = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is not None:
-        with suppress(OSError):  # a kernel without them
-            buffer.madvise(advice)
+    ask_for_huge_pages(buffer)
     return np.frombuffer(buffer, np.uint8)

@@ -25,3 +25,8 @@ class Geometry:
     experts_shared: int
     cache_width: int
     expanded_width: int
+
+    @property
+    def moe_layers(self) -> int:
+        """Layers with routed experts."""
+        return self.layers - self.dense_layers if self.experts else 0

@@ -147,7 +147,7 @@ class DirectFile:
         """Fill `out` from byte `start` on; position, size and address are multiples of 4096."""
 
 class StoreStats:
-    """What a store did since it was last asked.
+    """What a store did, since it was made or last asked.
 
     `uses` counts experts by layer and forward, `hits` those in memory already (or on their way
     there unasked), `early` those that a read ahead had begun to fetch. `read_bytes` are all bytes
@@ -196,7 +196,14 @@ class ExpertStore:
         """Uses of each key."""
 
     def restore(self, counts: NDArray[np.uint32]) -> None: ...
-    def take_stats(self) -> StoreStats: ...
+    def resident(self) -> NDArray[np.uint8]:
+        """For each key, 1 if the expert lies in memory now, else 0."""
+
+    def stats(self) -> StoreStats:
+        """All that was done since the store was made."""
+
+    def take_stats(self) -> StoreStats:
+        """What was done since the last call of this method."""
 
 # ---- layers: x float32 [n_tokens, hidden] is updated in place ----
 
@@ -304,6 +311,8 @@ class MoeLayer:
 
     def forward(self, x: _Floats, recorder: Recorder | None = None) -> None: ...
     def route(self, x: _Floats, ids: NDArray[np.int32], weights: _Floats) -> None: ...
+    def uses(self) -> NDArray[np.uint64]:
+        """Tokens that `forward` sent to each expert so far, [experts]; never waits for it."""
 
 class HeadLayer:
     def __init__(self, norm: _Floats, output: Matrix, eps: float) -> None: ...

@@ -3,6 +3,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -44,6 +45,19 @@ void make_store(ExpertStore* self, const std::vector<std::string>& files,
   self->set_poll(check_signals);
 }
 
+// What a method of the store says of each key, as an array.
+template <class T>
+nb::ndarray<nb::numpy, T> of_keys(ExpertStore& store, std::vector<T> (ExpertStore::*method)()) {
+  std::vector<T> values;
+  {
+    const nb::gil_scoped_release release;
+    values = (store.*method)();
+  }
+  auto* copy = new T[values.size()];
+  std::copy(values.begin(), values.end(), copy);
+  return to_numpy(copy, {values.size()});
+}
+
 void read_file(const DirectFile& file, int64_t start, Bytes out) {
   const auto address = reinterpret_cast<uintptr_t>(out.data());
   constexpr auto kAlignment = DirectFile::kAlignment;
@@ -75,24 +89,20 @@ void bind_experts(nb::module_& m) {
   nb::class_<ExpertStore>(m, "ExpertStore")
       .def("__init__", make_store, "files"_a, "layers"_a, "experts"_a, "slots"_a, "window"_a,
            "ahead"_a, "most"_a, "readers"_a)
-      .def_prop_ro("slots", &ExpertStore::slots)
+      .def_prop_ro("slots", &ExpertStore::slots, nb::call_guard<nb::gil_scoped_release>())
       .def("resize", &ExpertStore::resize, "slots"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("set_look_ahead", &ExpertStore::set_look_ahead, "on"_a)
       .def(
           "warm", [](ExpertStore& store, Keys keys) { store.warm({keys.data(), keys.size()}); },
           "keys"_a)
       .def("is_warm", &ExpertStore::is_warm)
-      .def("counts",
-           [](ExpertStore& store) {
-             const std::vector<uint32_t> counts = store.counts();
-             auto* copy = new uint32_t[counts.size()];
-             std::copy(counts.begin(), counts.end(), copy);
-             return to_numpy(copy, {counts.size()});
-           })
+      .def("counts", [](ExpertStore& store) { return of_keys(store, &ExpertStore::counts); })
       .def(
           "restore",
           [](ExpertStore& store, Counts counts) { store.restore({counts.data(), counts.size()}); },
           "counts"_a)
+      .def("resident", [](ExpertStore& store) { return of_keys(store, &ExpertStore::resident); })
+      .def("stats", &ExpertStore::stats, nb::call_guard<nb::gil_scoped_release>())
       .def("take_stats", &ExpertStore::take_stats);
 }
 

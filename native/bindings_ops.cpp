@@ -141,6 +141,13 @@ void moe_route(const MoeLayer& layer, FloatRows x, Ids ids, Hidden weights) {
   layer.route(x.data(), n, ids.data(), weights.data());
 }
 
+nb::ndarray<nb::numpy, uint64_t> moe_uses(const MoeLayer& layer) {
+  const auto experts = static_cast<size_t>(layer.experts());
+  auto* uses = new uint64_t[experts];
+  layer.uses(uses);
+  return to_numpy(uses, {experts});
+}
+
 void embed_ids(const BoundMatrix& table, TokenIds ids, Hidden out) {
   const int64_t n = check_rows("embedding", "out", out, table.matrix.cols);
   check_same("embedding", n, ids.size());
@@ -207,7 +214,8 @@ void bind_feed_forward(nb::module_& m) {
           },
           "store"_a, "layer"_a, "fused"_a, nb::keep_alive<1, 2>())
       .def("look_ahead_to", &MoeLayer::look_ahead_to, "next"_a, nb::keep_alive<1, 2>())
-      .def("route", moe_route, "x"_a.noconvert(), "ids"_a.noconvert(), "weights"_a.noconvert());
+      .def("route", moe_route, "x"_a.noconvert(), "ids"_a.noconvert(), "weights"_a.noconvert())
+      .def("uses", moe_uses);
 }
 
 }  // namespace

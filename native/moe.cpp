@@ -33,7 +33,8 @@ MoeLayer::MoeLayer(Norm norm, Matrix router_weight, Router router, FfnWeights ex
       router_weight_(std::move(router_weight)),
       router_(std::move(router)),
       experts_(std::move(experts)),
-      shared_(std::move(shared)) {
+      shared_(std::move(shared)),
+      uses_(static_cast<size_t>(router_.experts)) {
   router_.check();
   if (needs_int8(router_weight_)) throw std::invalid_argument("moe: the router must be float");
   expect_shape("moe router", router_weight_, router_.experts, hidden());
@@ -77,6 +78,7 @@ void MoeLayer::forward(float* x, int64_t n, Recorder* recorder) const {
   }
   choose(logits, n, ids, weights, scratch);
   const std::span<ActiveExpert> experts = group(ids, weights, n, scratch);
+  count(experts);
   const Routing routing{&in, x, n, experts, n * router_.top_k, recorder};
   if (recorder) recorder->add("hidden", in);
   if (stored_) {
@@ -166,6 +168,17 @@ std::span<ActiveExpert> MoeLayer::group(const int32_t* ids, const float* weights
     pair_weights[at] = weights[i];
   }
   return {experts, active};
+}
+
+void MoeLayer::count(std::span<const ActiveExpert> experts) const {
+  for (const ActiveExpert& e : experts) {
+    uses_[static_cast<size_t>(e.id)].fetch_add(static_cast<uint64_t>(e.count),
+                                               std::memory_order_relaxed);
+  }
+}
+
+void MoeLayer::uses(uint64_t* uses) const {
+  for (const auto& count : uses_) *uses++ = count.load(std::memory_order_relaxed);
 }
 
 void MoeLayer::add_resident(const Routing& routing, const float* shared_middle,

@@ -1,9 +1,11 @@
 // The mixture-of-experts layer: route every token, then run every chosen expert once.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "expert_ffn.h"
 #include "experts/store.h"
@@ -29,6 +31,8 @@ class MoeLayer {
   // expert is optional. Throws std::invalid_argument where they do not fit together.
   MoeLayer(Norm norm, Matrix router_weight, Router router, FfnWeights experts,
            std::optional<FfnWeights> shared);
+  MoeLayer(const MoeLayer&) = delete;
+  MoeLayer& operator=(const MoeLayer&) = delete;
 
   // From now on takes the experts from a store, whose parts are gate, up and down, or gate and up
   // fused and down. `next` is the layer whose choices are looked up ahead, null after the last; it
@@ -45,8 +49,13 @@ class MoeLayer {
   // What forward would choose for x: ids and weights [n, top_k], best first.
   void route(const float* x, int64_t n, int32_t* ids, float* weights) const;
 
+  // How many tokens forward has sent to each expert so far, to uses [experts]. From any thread, at
+  // any time.
+  void uses(uint64_t* uses) const;
+
   int64_t hidden() const { return norm_.width(); }
   int64_t top_k() const { return router_.top_k; }
+  int64_t experts() const { return router_.experts; }
 
  private:
   // One forward's choices.
@@ -67,6 +76,7 @@ class MoeLayer {
   void choose(float* logits, int64_t n, int32_t* ids, float* weights, Scratch& scratch) const;
   std::span<ActiveExpert> group(const int32_t* ids, const float* weights, int64_t n,
                                 Scratch& scratch) const;
+  void count(std::span<const ActiveExpert> experts) const;
   void add_resident(const Routing& routing, const float* shared_middle, Scratch& scratch) const;
   void add_stored(const Routing& routing, float* shared_middle, bool hurry, Scratch& scratch) const;
   void compute_arriving(const Routing& routing, ExpertCall& call, float* outputs,
@@ -86,6 +96,7 @@ class MoeLayer {
   std::optional<FfnWeights> shared_;
   std::optional<StoredExperts> stored_;
   const MoeLayer* next_ = nullptr;
+  mutable std::vector<std::atomic<uint64_t>> uses_;  // written by one forward at a time
 };
 
 }  // namespace localds

@@ -31,7 +31,10 @@ Part = tuple[int, int, int]
 
 
 class ExpertStore:
-    """The routed experts of one model. Layers join it in order, with `attach`."""
+    """The routed experts of one model. Layers join it in order, with `attach`.
+
+    `expert_bytes` are the bytes of one expert in the file, for each layer.
+    """
 
     def __init__(self, gguf: GGUFFile, geometry: Geometry, placement: Placement) -> None:
         paths = sorted({tensor.path for tensor in gguf.tensors.values()})
@@ -43,6 +46,7 @@ class ExpertStore:
             if tensors:
                 self._layers[tensors[-1].name] = len(layers)
                 layers.append((block, [_part(t, files[t.path], geometry.experts) for t in tensors]))
+        self.expert_bytes = [sum(nbytes for _, _, nbytes in parts) for _, parts in layers]
         self.experts = geometry.experts
         self.layers = len(layers)
         self.native = _native.ExpertStore(
@@ -87,8 +91,16 @@ class ExpertStore:
         """Uses of late, uint32 [layers, experts]; older ones count less."""
         return self.native.counts().reshape(self.layers, self.experts)
 
+    def resident(self) -> NDArray[np.bool_]:
+        """Which experts lie in memory now, bool [layers, experts]."""
+        return self.native.resident().view(np.bool_).reshape(self.layers, self.experts)
+
+    def figures(self) -> _native.StoreStats:
+        """What was done since the store was made; `take_figures` changes nothing about it."""
+        return self.native.stats()
+
     def take_figures(self) -> _native.StoreStats:
-        """What was done since the last call."""
+        """What was done since the last call of this method."""
         return self.native.take_stats()
 
 

@@ -111,7 +111,7 @@ class CpuFeedForward:
 
 @dataclass(frozen=True, slots=True)
 class CpuMoe(CpuFeedForward):
-    """A mixture-of-experts layer whose choices can be looked at."""
+    """A mixture-of-experts layer whose choices can be looked at, and are counted."""
 
     layer: _native.MoeLayer
     top_k: int
@@ -122,6 +122,13 @@ class CpuMoe(CpuFeedForward):
         weights = np.empty((len(x), self.top_k), np.float32)
         self.layer.route(x, ids, weights)
         return ids, weights
+
+    def uses(self) -> NDArray[np.uint64]:
+        """Tokens sent to each expert since the layer was made, uint64 [experts].
+
+        From any thread, also while the layer computes.
+        """
+        return self.layer.uses()
 
 
 @dataclass(frozen=True, slots=True)

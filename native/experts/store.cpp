@@ -59,6 +59,16 @@ void check(const StoreSizes& sizes) {
 
 }  // namespace
 
+StoreStats StoreStats::since(const StoreStats& earlier) const {
+  return {uses - earlier.uses,
+          hits - earlier.hits,
+          early - earlier.early,
+          read_bytes - earlier.read_bytes,
+          wasted_bytes - earlier.wasted_bytes,
+          stall_seconds - earlier.stall_seconds,
+          read_seconds - earlier.read_seconds};
+}
+
 ExpertStore::ExpertStore(const std::vector<std::string>& files, std::vector<StoredLayer> layers,
                          StoreSizes sizes)
     : layers_(std::move(layers)),
@@ -360,14 +370,33 @@ void ExpertStore::restore(std::span<const uint32_t> counts) {
   policy_.restore(counts);
 }
 
+StoreStats ExpertStore::stats() {
+  const std::lock_guard lock(mutex_);
+  count_reading();
+  return stats_;
+}
+
 StoreStats ExpertStore::take_stats() {
   const std::lock_guard lock(mutex_);
-  if (in_flight_ > 0) {
-    const double time = now();
-    stats_.read_seconds += time - busy_since_;
-    busy_since_ = time;
-  }
-  return std::exchange(stats_, {});
+  count_reading();
+  const StoreStats before = std::exchange(taken_, stats_);
+  return stats_.since(before);
+}
+
+// Adds the time of reads that are under way.
+void ExpertStore::count_reading() {
+  if (in_flight_ == 0) return;
+  const double time = now();
+  stats_.read_seconds += time - busy_since_;
+  busy_since_ = time;
+}
+
+std::vector<uint8_t> ExpertStore::resident() {
+  std::vector<uint8_t> resident(entries_.size());
+  const std::lock_guard lock(mutex_);
+  std::transform(entries_.begin(), entries_.end(), resident.begin(),
+                 [](const Entry& e) { return static_cast<uint8_t>(e.ready); });
+  return resident;
 }
 
 std::string ExpertStore::describe(int32_t key) const {

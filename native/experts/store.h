@@ -59,6 +59,9 @@ struct StoreStats {
   int64_t wasted_bytes = 0;  // read ahead in vain
   double stall_seconds = 0;  // that calls waited
   double read_seconds = 0;   // with a read in flight
+
+  // What was done since `earlier`.
+  StoreStats since(const StoreStats& earlier) const;
 };
 
 class ExpertCall;
@@ -92,7 +95,11 @@ class ExpertStore {
 
   std::vector<uint32_t> counts();
   void restore(std::span<const uint32_t> counts);
+  // All that was done since the store was made, and what since the last take_stats.
+  StoreStats stats();
   StoreStats take_stats();
+  // For each key, 1 if the expert lies in memory now, else 0.
+  std::vector<uint8_t> resident();
 
   // Called every 100 ms by a call that waits, without any lock; may throw.
   void set_poll(std::function<void()> poll) { poll_ = std::move(poll); }
@@ -152,6 +159,7 @@ class ExpertStore {
   void fill_ahead();
   void shrink();
   void judge_look_ahead();
+  void count_reading();
   std::string describe(int32_t key) const;
 
   std::vector<std::unique_ptr<DirectFile>> files_;
@@ -178,6 +186,7 @@ class ExpertStore {
   int64_t expectations_ = 0;      // since this was last judged
   int64_t pause_ = 0;             // calls without expectations
   StoreStats stats_;
+  StoreStats taken_;  // at the last take_stats
   bool stop_ = false;
   std::vector<std::thread> readers_;
 };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,18 +12,22 @@ import numpy as np
 
 from localds.memory.latents import ContextError, LatentCache
 from localds.memory.plan import DEFAULT_CHUNK
+from localds.models.decoder import Interrupted
 from localds.prompt import common_prefix, encode_prompt
 from localds.sampling import Sampler, SamplingParams, StopMatcher
 from localds.thinking import ThinkingSplitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from threading import Event
 
     from numpy.typing import NDArray
 
+    from localds.memory.kept_rows import KeptRows
     from localds.models.decoder import Decoder
-    from localds.prompt import Message
+    from localds.prompt import EncodedPrompt, Message
     from localds.template import ChatTemplate
+    from localds.thinking import Reply
     from localds.tokenizer import TextStream, Tokenizer
 
 DEFAULT_CONTEXT = 8192
@@ -46,7 +51,7 @@ class Stats:
     """Figures of one `generate` call. Times in seconds.
 
     `finish_reason` is "stop" (the model ended, or a stop string), "length" (max_tokens),
-    "context" (the context is full), or "" while running or interrupted.
+    "context" (the context is full), "interrupted" (by `interrupt`), or "" while running.
     """
 
     prompt_tokens: int = 0
@@ -94,6 +99,11 @@ class Session:
         return self._cache.capacity
 
     @property
+    def length(self) -> int:
+        """Tokens whose rows are in the cache."""
+        return self._cache.length
+
+    @property
     def tokens(self) -> tuple[int, ...]:
         """The tokens whose rows are in the cache."""
         return tuple(self._tokens)
@@ -103,18 +113,59 @@ class Session:
         self._cache.truncate(length)
         del self._tokens[length:]
 
+    def restore(
+        self,
+        prompt: str | Sequence[Message],
+        kept: KeptRows,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Bring the cache to what it holds and what `kept` has of `prompt`; returns tokens read.
+
+        `generate` and `prefill` compute only the rest. Raises as encoding a prompt does in
+        `generate`.
+        """
+        ids = self._encode(prompt, template_options).ids
+        self.truncate(common_prefix(self._tokens, ids))
+        try:
+            return kept.restore(self._cache, ids)
+        finally:
+            self._tokens = ids[: self._cache.length]
+
+    def keep(self, kept: KeptRows) -> int:
+        """Write what the cache holds to `kept`; returns bytes. Raises `KeepError`, an `OSError`."""
+        return kept.keep(self._cache, self._tokens)
+
+    def prefill(
+        self,
+        prompt: str | Sequence[Message],
+        template_options: Mapping[str, Any] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        interrupt: Event | None = None,
+    ) -> None:
+        """Bring the cache to `prompt`, so that `generate` can reply to what begins like it at once.
+
+        An exception that `on_progress(done, total)` raises ends it, and so does setting
+        `interrupt`; the chunks computed so far stay. Figures and errors are as in `generate`.
+        """
+        ids = self._encode(prompt, template_options).ids
+        self.stats = Stats()
+        with suppress(Interrupted):
+            self._prefill(ids, on_progress, interrupt)
+
     def evaluate(
         self,
         ids: Sequence[int],
         *,
         all_logits: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
+        interrupt: Event | None = None,
     ) -> NDArray[np.float32]:
         """Append `ids` to the cache, chunk by chunk.
 
         Returns the last token's logits float32 [1, n_vocab], or those of all of them with
         `all_logits`. `on_progress(done, total)` is called after each chunk. Raises `ContextError`,
-        before computing anything, where they do not fit.
+        before computing anything, where they do not fit, and `Interrupted` soon after `interrupt`
+        was set; the chunks computed until then stay.
         """
         if not len(ids):
             raise ValueError("evaluate of no tokens: give at least one id")
@@ -123,7 +174,10 @@ class Session:
         for start in range(0, len(ids), self._chunk):
             part = ids[start : start + self._chunk]
             logits = self._decoder.forward(
-                np.asarray(part, np.int32), self._cache, last_only=not all_logits
+                np.asarray(part, np.int32),
+                self._cache,
+                last_only=not all_logits,
+                interrupt=interrupt,
             )
             self._tokens.extend(part)
             results.append(logits)
@@ -139,32 +193,51 @@ class Session:
         stop: Sequence[str] = (),
         on_progress: Callable[[int, int], None] | None = None,
         template_options: Mapping[str, Any] | None = None,
+        reply_so_far: Reply | None = None,
+        interrupt: Event | None = None,
         **sampling: object,
     ) -> Iterator[Piece]:
         """Yield the reply to `prompt` in pieces, as they come.
 
         A string is continued as it stands; messages ({"role": ..., "content": ...}) go through the
         model's chat template, with `template_options` as extra variables. What the cache already
-        holds of the prompt is not computed again. `sampling` are the fields of `SamplingParams`.
-        The figures are in `stats` afterwards. Raises `ContextError` for a prompt that does not
-        fit, `TemplateError`, and `ValueError` for sampling parameters.
+        holds of the prompt is not computed again. A reply that was cut off goes on after
+        `reply_so_far`; only what is new is yielded. Setting `interrupt`, from another thread, ends
+        the reply within an operation of a layer. `sampling` are the fields of `SamplingParams`.
+        The figures are in `stats` afterwards. Raises `ContextError` for a prompt that does not fit,
+        `TemplateError`, and `ValueError` for sampling parameters.
         """
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1")
         sampler = Sampler(SamplingParams(**sampling))  # type: ignore[arg-type]
-        encoded = encode_prompt(self._tokenizer, self._template, prompt, template_options or {})
+        encoded = self._encode(prompt, template_options)
         self.stats = Stats()
-        logits = self._prefill(encoded.ids, on_progress)
+        begun = reply_so_far.written(opened=encoded.opens_thinking) if reply_so_far else ""
+        ids = [*encoded.ids, *self._tokenizer.encode(begun, special=True, bos=False)]
         # A reply to messages begins a text of its own, the continuation of a text does not.
-        stream = self._tokenizer.stream(start=not isinstance(prompt, str))
-        text = self._decode(logits, sampler, stream, StopMatcher(stop), max_tokens)
+        stream = self._tokenizer.stream(start=not isinstance(prompt, str) and not begun)
+        try:
+            logits = self._prefill(ids, on_progress, interrupt)
+        except Interrupted:
+            self.stats.finish_reason = "interrupted"
+            return
+        text = self._decode(logits, sampler, stream, StopMatcher(stop), max_tokens, interrupt)
         if isinstance(prompt, str):
             yield from (Piece(part) for part in text if part)
         else:
-            yield from _pieces(text, ThinkingSplitter(starts_inside=encoded.opens_thinking))
+            splitter = ThinkingSplitter(starts_inside=encoded.opens_thinking)
+            yield from _pieces(text, splitter, begun)
+
+    def _encode(
+        self, prompt: str | Sequence[Message], template_options: Mapping[str, Any] | None
+    ) -> EncodedPrompt:
+        return encode_prompt(self._tokenizer, self._template, prompt, template_options or {})
 
     def _prefill(
-        self, ids: Sequence[int], on_progress: Callable[[int, int], None] | None
+        self,
+        ids: Sequence[int],
+        on_progress: Callable[[int, int], None] | None,
+        interrupt: Event | None,
     ) -> NDArray[np.float32]:
         """Bring the cache to `ids`, keeping what is common; returns the last logits [n_vocab]."""
         if not len(ids):
@@ -178,9 +251,9 @@ class Session:
         reused = min(common_prefix(self._tokens, ids), len(ids) - 1)
         self.truncate(reused)
         started = time.perf_counter()
-        logits = self.evaluate(ids[reused:], on_progress=on_progress)
         self.stats.prompt_tokens = len(ids)
         self.stats.reused_tokens = reused
+        logits = self.evaluate(ids[reused:], on_progress=on_progress, interrupt=interrupt)
         self.stats.prefill_seconds = time.perf_counter() - started
         last: NDArray[np.float32] = logits[0]
         return last
@@ -192,6 +265,7 @@ class Session:
         stream: TextStream,
         stops: StopMatcher,
         max_tokens: int | None,
+        interrupt: Event | None,
     ) -> Iterator[str]:
         """Yield text until the model ends, a stop string comes, or there is no more room."""
         stats = self.stats
@@ -216,14 +290,22 @@ class Session:
             if self._cache.length == self.context:
                 stats.finish_reason = "context"
                 break
-            logits = self.evaluate([token])[0]
+            try:
+                logits = self.evaluate([token], interrupt=interrupt)[0]
+            except Interrupted:
+                stats.finish_reason = "interrupted"
+                break
             stats.decode_seconds += time.perf_counter() - started
         yield stops.push(stream.flush()) + stops.flush()
 
 
-def _pieces(text: Iterator[str], splitter: ThinkingSplitter) -> Iterator[Piece]:
-    """Tell thinking from answer; the blank lines between the two belong to neither."""
-    thought = False
+def _pieces(text: Iterator[str], splitter: ThinkingSplitter, begun: str = "") -> Iterator[Piece]:
+    """Tell thinking from answer; the blank lines between the two belong to neither.
+
+    `begun` is what the reply begins with, without it being told again.
+    """
+    before = splitter.push(begun)
+    thought = bool(before) and before[-1][0] == "thinking"
     for part in chain(text, [None]):
         for kind, words in splitter.flush() if part is None else splitter.push(part):
             if kind == "thinking":

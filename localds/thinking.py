@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from localds.matching import partial_suffix
@@ -13,6 +14,26 @@ Kind = Literal["thinking", "answer"]
 
 # DeepSeek, GLM and Kimi use the first pair, Mistral the second.
 THINK_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply, or the beginning of one: what was thought, and the answer."""
+
+    thinking: str = ""
+    answer: str = ""
+
+    def written(self, *, opened: bool) -> str:
+        """The text as the model wrote it, tags (DeepSeek's) included.
+
+        `opened` says that the prompt opened the thinking part, so that its tag is not in the
+        reply. A thinking part without an answer is still open.
+        """
+        if not self.thinking and not opened:
+            return self.answer
+        opening, closing = THINK_TAGS[0]
+        text = self.thinking if opened else f"{opening}{self.thinking}"
+        return f"{text}{closing}\n\n{self.answer.lstrip()}" if self.answer else text
 
 
 class ThinkingSplitter:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from threading import Event
 
     import numpy as np
     from numpy.typing import NDArray
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from localds.ops import Attention, Embedding, FeedForward, Head, Ops
 
 X = TypeVar("X")
+
+
+class Interrupted(Exception):  # noqa: N818  it is no error
+    """Somebody set the event that ends a forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +42,21 @@ class Decoder(Generic[X]):
     head: Head[X]
 
     def forward(
-        self, ids: NDArray[np.int32], cache: LatentCache, *, last_only: bool = True
+        self,
+        ids: NDArray[np.int32],
+        cache: LatentCache,
+        *,
+        last_only: bool = True,
+        interrupt: Event | None = None,
     ) -> NDArray[np.float32]:
         """Run tokens `ids` int32 [n] after the `cache.length` tokens already in the cache.
 
         Returns logits float32 [n, n_vocab], or [1, n_vocab] with `last_only`. The cache grows by n
-        only when all layers are done, so that an interrupted call leaves it as it was.
+        only when all layers are done, so that an interrupted call leaves it as it was. Setting
+        `interrupt`, from another thread, ends the pass within an operation, with
+        `Interrupted`.
         """
-        logits = self.head(self._run_layers(ids, cache), last_only=last_only)
+        logits = self.head(self._run_layers(ids, cache, interrupt), last_only=last_only)
         cache.extend(len(ids))
         return logits
 
@@ -54,14 +66,23 @@ class Decoder(Generic[X]):
         cache.extend(len(ids))
         return x
 
-    def _run_layers(self, ids: NDArray[np.int32], cache: LatentCache) -> X:
+    def _run_layers(
+        self, ids: NDArray[np.int32], cache: LatentCache, interrupt: Event | None = None
+    ) -> X:
         past = cache.length
         cache.reserve(len(ids))
         x = self.embedding(ids)
         for layer, rows in zip(self.layers, cache.layers, strict=True):
             x = layer.attention(x, rows, past)
+            _check(interrupt)
             x = layer.feed_forward(x)
+            _check(interrupt)
         return x
+
+
+def _check(interrupt: Event | None) -> None:
+    if interrupt is not None and interrupt.is_set():
+        raise Interrupted
 
 
 def assemble(

@@ -61,8 +61,9 @@ class LatentCache:
             raise ContextError(f"context of {capacity} tokens: it must be at least 1")
         self.capacity = capacity
         self.length = 0
+        self.row_bytes = row_bytes(cache_type, width)
         try:
-            buffer = np.empty((layers, capacity, row_bytes(cache_type, width)), np.uint8)
+            buffer = np.empty((layers, capacity, self.row_bytes), np.uint8)
         except MemoryError:
             raise ContextError(
                 f"a {cache_type} cache for {capacity} tokens does not fit in memory; "
@@ -70,6 +71,16 @@ class LatentCache:
             ) from None
         kind = CACHE_TYPES[cache_type]
         self.layers = [LayerCache(rows, kind, width) for rows in buffer]
+
+    @property
+    def layout(self) -> str:
+        """What the bytes of a row mean, such as "F16 27 x 576"."""
+        first = self.layers[0]
+        return f"{first.type.name} {len(self.layers)} x {first.width}"
+
+    def rows(self, start: int, stop: int) -> list[memoryview]:
+        """Each layer's bytes of the rows from `start` to before `stop`, to read or to write."""
+        return [layer.data[start:stop].reshape(-1).data for layer in self.layers]
 
     def reserve(self, n_tokens: int) -> None:
         """Check that `n_tokens` more fit; raises `ContextError` where they do not."""

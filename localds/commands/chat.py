@@ -71,14 +71,18 @@ def chat(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it stands, without a template.")
     ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Chat line by line instead of in the app.")
+    ] = False,
     context: Context = None,
     cache_type: CacheType = "f16",
     threads: Threads = None,
     ram: Ram = None,
 ) -> None:
-    """Chat with a model. With -p, or piped input, print one answer and exit.
+    """Chat with a model: in an app that fills the terminal, or line by line with --plain.
 
-    What a model's file recommends for sampling goes before the defaults below.
+    With -p, or piped input, print one answer and exit. What a model's file recommends for sampling
+    goes before the defaults below.
     """
     sampling: dict[str, Any] = {
         "temperature": temperature,
@@ -98,6 +102,9 @@ def chat(
         from localds.recommended import recommended_sampling
 
         found = find_model(model)
+        if question is None and not plain and not raw and _is_terminal():
+            _open_app(model, command)
+            return
         if model is None:
             say(_announce(found))
         with load_model(
@@ -111,6 +118,34 @@ def chat(
                 _converse(loaded, session, system, options)
             else:
                 _answer(session, question, system, options, raw=raw)
+
+
+def _is_terminal() -> bool:
+    """Whether the app can be shown; Textual draws on stderr."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
+
+
+def _open_app(model: str | None, command: typer.Context) -> None:
+    """Open the chat app, with the options that were given."""
+    from tui.app import run
+    from tui.launch import Launch
+    from tui.settings import BY_KEY
+
+    given = {name: value for name, value in command.params.items() if _is_given(command, name)}
+    bias = _parse_bias(given.get("logit_bias") or [])
+    run(
+        Launch(
+            model=model,
+            given={name: value for name, value in given.items() if name in BY_KEY},
+            sampling={"logit_bias": bias} if bias else {},
+        )
+    )
+
+
+def _is_given(command: typer.Context, name: str) -> bool:
+    source = command.get_parameter_source(name)
+    # By its name: typer has a copy of click of its own, or click's, by its version.
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _announce(found: Found) -> str:
@@ -142,10 +177,7 @@ def _remember(found: Found) -> None:
 
 def _not_given(command: typer.Context, recommended: dict[str, Any]) -> dict[str, Any]:
     """What is recommended, without the options that the command line has."""
-    sources = {name: command.get_parameter_source(name) for name in recommended}
-    # By its name: typer has a copy of click of its own, or click's, by its version.
-    given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
-    return {name: value for name, value in recommended.items() if name not in given}
+    return {name: value for name, value in recommended.items() if not _is_given(command, name)}
 
 
 def _parse_bias(entries: list[str]) -> dict[int, float]:

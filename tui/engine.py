@@ -1,0 +1,269 @@
+"""The model and its session, on a thread of their own: the app asks, and is told.
+
+Only that thread computes. The app stays free to draw and to take keys: native code runs without the
+interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from localds import monitor
+from localds.catalog.resolve import How, find_model
+from localds.memory.kept_rows import KeepError
+from localds.model import load
+from localds.recommended import recommended_sampling
+from localds.session import Session
+from localds.settings import LastUsed, remember
+from tui.run import Request, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from localds.catalog.resolve import Found
+    from localds.memory.placement import Placement
+    from localds.model import Model
+
+_REMEMBERED = (How.FILE, How.NAME, How.ONLY)
+_ROUGH_BYTES = 4  # of a token, before there is a tokenizer to ask
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What `localds.load` and `Model.session` take."""
+
+    context: int | None = None
+    cache_type: str = "f16"
+    ram: str | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model is ready. `name` finds it again; `recommended` is sampling that its file names."""
+
+    name: str
+    title: str
+    found: Found
+    placement: Placement
+    context: int
+    longest_context: int
+    recommended: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """A model could not be loaded, and why."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A reply is complete: `run.finish` tells how it ended."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A conversation's rows are in the cache: `restored` tokens from disk, `computed` again."""
+
+    restored: int
+    computed: int
+
+
+Event = Loaded | LoadFailed | Ended | Opened
+
+
+class Engine:
+    """Runs one job after the other. `report` is called on the engine's thread."""
+
+    def __init__(self, report: Callable[[Event], object]) -> None:
+        self._report = report
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle_work = threading.Event()  # set: end what nobody waits for
+        self._model: Model | None = None
+        self._session: Session | None = None
+        self._run: Run | None = None
+        self.loading: tuple[int, int] | None = None
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    # Asked by the app
+
+    def load(self, name: str | None, options: LoadOptions) -> None:
+        """Load a model by file or name (None: the default one), in place of the one before."""
+        self._submit(lambda: self._load(name, options))
+
+    def answer(self, request: Request) -> Run:
+        """Reply to a conversation; told as `Ended`."""
+        run = Run(request)
+        self._submit(lambda: self._answer(run))
+        return run
+
+    def open(self, messages: Sequence[Mapping[str, str]]) -> None:
+        """Bring the cache to a conversation, from disk as far as it is there; told as `Opened`.
+
+        Any other job ends it.
+        """
+        self._submit(lambda: self._open(messages))
+
+    def stop(self) -> None:
+        """End what is running."""
+        self._idle_work.set()
+        if run := self._run:
+            run.stop()
+
+    def close(self, seconds: float = 5.0) -> None:
+        """End what is running, and the thread; waits for it at most so long."""
+        self._submit(None)
+        self.stop()
+        self._thread.join(seconds)
+
+    def count_tokens(self, text: str) -> int:
+        """The length of a text in tokens of the model; a guess while none is loaded."""
+        model = self._model
+        if model is None:
+            return len(text.encode(errors="replace")) // _ROUGH_BYTES
+        return len(model.tokenizer.encode(text, bos=False))
+
+    def reading(self) -> monitor.Reading | None:
+        """What the machine does; None without a model."""
+        model, session = self._model, self._session
+        return None if model is None else monitor.read(model, session)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a model is loaded."""
+        return self._session is not None
+
+    @property
+    def context_used(self) -> int:
+        """Tokens in the cache."""
+        return 0 if self._session is None else self._session.length
+
+    @property
+    def context_size(self) -> int:
+        """Tokens that fit."""
+        return 0 if self._session is None else self._session.context
+
+    # On the engine's thread
+
+    def _submit(self, job: Callable[[], None] | None) -> None:
+        self._idle_work.set()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if self._jobs.empty():
+                self._idle_work.clear()
+            job()
+        self._unload()
+
+    def _load(self, name: str | None, options: LoadOptions) -> None:
+        self._unload()
+        try:
+            found = find_model(name)
+            self.loading = (0, 0)
+            model = load(
+                found.path,
+                ram=options.ram,
+                threads=options.threads,
+                context=options.context,
+                cache_type=options.cache_type,
+                on_progress=self._show_loading,
+            )
+            try:
+                session = model.session(options.context, cache_type=options.cache_type)
+                recommended = recommended_sampling(model.gguf)
+            except BaseException:
+                model.close()
+                raise
+        except (ValueError, OSError, MemoryError) as error:
+            message = str(error) or "not enough memory; choose a smaller context or model"
+            self._report(LoadFailed(name or "the default model", message))
+            return
+        finally:
+            self.loading = None
+        self._model, self._session = model, session
+        if found.how in _REMEMBERED:
+            remember(LastUsed(found.path.absolute(), found.title))
+        self._report(
+            Loaded(
+                name=name or str(found.path),
+                title=found.title,
+                found=found,
+                placement=model.placement,
+                context=session.context,
+                longest_context=model.geometry.context_length,
+                recommended=recommended,
+            )
+        )
+
+    def _show_loading(self, done: int, total: int) -> None:
+        self.loading = (done, total)
+
+    def _unload(self) -> None:
+        model, self._model, self._session = self._model, None, None
+        if model is not None:
+            model.close()
+
+    def _answer(self, run: Run) -> None:
+        if self._session is None:
+            run.finish = "error: no model is loaded; choose one with /model"
+        elif run.stopped:
+            run.finish = "stopped"
+        else:
+            self._run = run
+            run.finish = self._generate(self._session, run)
+            self._run = None
+        self._report(Ended(run))
+        self._keep()
+
+    @staticmethod
+    def _generate(session: Session, run: Run) -> str:
+        """Make the reply; returns how it ended."""
+        request = run.request
+        try:
+            pieces = session.generate(
+                [dict(message) for message in request.messages],
+                on_progress=run.show_progress,
+                reply_so_far=request.reply_so_far,
+                interrupt=run.interrupt,
+                **request.options,
+            )
+            for piece in pieces:
+                run.stats = session.stats
+                run.put(piece)
+                if run.stopped:
+                    break
+        except (ValueError, OSError, MemoryError) as error:
+            return f"error: {error or 'not enough memory; choose a smaller context'}"
+        run.stats = session.stats
+        return "stopped" if run.stopped else session.stats.finish_reason
+
+    def _open(self, messages: Sequence[Mapping[str, str]]) -> None:
+        model, session = self._model, self._session
+        if model is None or session is None or self._idle_work.is_set():
+            return
+        prompt = [dict(message) for message in messages]
+        try:
+            restored = session.restore(prompt, model.kept_rows())
+            before = session.length
+            session.prefill(prompt, interrupt=self._idle_work)
+        except (ValueError, OSError, MemoryError):
+            # Nothing is lost: the next reply computes what is missing, or tells what is wrong.
+            return
+        self._report(Opened(restored, session.length - before))
+
+    def _keep(self) -> None:
+        """Write the rows to disk for the next time; where that fails they are computed then."""
+        if self._model is not None and self._session is not None:
+            with suppress(KeepError, OSError):
+                self._session.keep(self._model.kept_rows())

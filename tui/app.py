@@ -59,6 +59,7 @@ class ChatApp(App[None]):
 
     def on_mount(self) -> None:
         """Show the chat, and load the model meanwhile."""
+        self.theme_changed_signal.subscribe(self, lambda theme: self._keep_theme(theme.name))
         self.push_screen(self.chat_screen)
         self.load_model(self.launch.model)
 
@@ -124,6 +125,15 @@ class ChatApp(App[None]):
         theme = self.layers().value("theme")
         if theme in theme_names():
             self.theme = theme
+
+    def _keep_theme(self, name: str) -> None:
+        """Remember a theme that was chosen in the palette."""
+        if name != self.layers().value("theme"):
+            self._of_all = {**self._of_all, "theme": name}
+            try:
+                self.store.save_settings("", self._of_all)
+            except StoreError as error:
+                self.chat_screen.complain(str(error))
 
     def _load_options(self) -> LoadOptions:
         layers = self.layers()

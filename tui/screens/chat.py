@@ -16,6 +16,7 @@ from tui.chat import Chat
 from tui.conversation import OpenConversation
 from tui.engine import Ended, Loaded, LoadFailed, Opened
 from tui.literal import literal
+from tui.plain import stats_line
 from tui.progress import progress_of, status_line
 from tui.replying import Writer
 from tui.screens.dialogs import AskText, ErrorDialog
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tui.engine import Event
     from tui.store.conversations import ConversationStore
 
-_DRAW_SECONDS = 1 / 30
+_DRAW_SECONDS = 1 / 15
 _PANEL_SECONDS = 0.25
 _IDLE_SECONDS = 2.0
 _PANEL_FROM, _SIDEBAR_FROM = 120, 150  # columns, where these are shown unasked
@@ -68,7 +69,7 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+n", "new", "New chat"),
         Binding("ctrl+b", "chats", "Chats"),
         Binding("ctrl+g", "machine", "Machine"),
-        Binding("ctrl+up,shift+tab", "messages", "Messages", key_display="Ctrl+↑"),
+        Binding("ctrl+up", "messages", "Messages", key_display="Ctrl+↑"),
         Binding("ctrl+r", "regenerate", "Answer again", show=False),
         Binding("ctrl+t", "thinking", "Unfold thinking", show=False),
         Binding("ctrl+y", "copy_last", "Copy the last reply", show=False, priority=True),
@@ -87,6 +88,7 @@ class ChatScreen(Screen[None]):
         self._list_shown: bool | None = None  # None: as there is room
         self._panel_shown: bool | None = None
         self._deleted: list[int] = []
+        self._status = ""
         self._counter = 0
 
     # Layout
@@ -207,7 +209,10 @@ class ChatScreen(Screen[None]):
         if self.chat.editing is not None:
             parts.append("editing: Enter asks this instead, Esc leaves it")
         parts.append(status_line(progress, engine.loading))
-        self.query_one("#status", Static).update(" · ".join(part for part in parts if part))
+        line = " · ".join(part for part in parts if part)
+        if line != self._status:
+            self._status = line
+            self.query_one("#status", Static).update(line, layout=False)
 
     def _fullness(self) -> str:
         engine = self.app.engine
@@ -471,6 +476,4 @@ class ChatScreen(Screen[None]):
         run = self.chat.last_run
         if run is None:
             return "No reply yet"
-        from tui.plain import stats_line
-
         return stats_line(run.stats).strip("[]")

@@ -18,6 +18,7 @@ from rich.style import Style
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.message import Message
+from textual.reactive import Reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
@@ -79,6 +80,10 @@ class Transcript(ScrollView, can_focus=True):
         & > .transcript--bar { color: $primary; }
     }
     """
+
+    # Unlike Textual's: the widget stays as large as it is however much it holds, so nothing has to
+    # be laid out again, and of the screen nothing else drawn, when a reply grows by a line.
+    virtual_size = Reactive(Size(0, 0), layout=False)
 
     @dataclass
     class Asked(Message):
@@ -189,6 +194,9 @@ class Transcript(ScrollView, can_focus=True):
         width = self.painter.width
         self._tops = [0, *accumulate(entry.height(width) for entry in self.entries)]
         self.virtual_size = Size(self.scrollable_content_region.width, self._tops[-1])
+        self.vertical_scrollbar.window_virtual_size = self._tops[-1]
+        self.vertical_scrollbar.window_size = self.size.height
+        self.scroll_y = min(self.scroll_y, self.max_scroll_y)
 
     def _top_entry(self) -> tuple[int, int]:
         """The entry at the top of the view, and the line of it."""

@@ -131,7 +131,7 @@ async def panel(folder: Path, model: str, rounds: int, tokens: int) -> None:
         for _ in range(rounds):
             for kind, found in speeds.items():
                 screen._panel_shown = kind == "shown"
-                screen._arrange()
+                screen.show_parts()
                 screen.open_chat(None)
                 screen.change_setting("max_tokens", tokens)
                 screen.chat.ask("Tell me about experts.")

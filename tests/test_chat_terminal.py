@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import pty
+import re
+import resource
 import select
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import localds
+from localds.catalog.resolve import DEMO
 from tui.store.conversations import ConversationStore
 
 if TYPE_CHECKING:
@@ -20,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENTER_ALTERNATE, LEAVE_ALTERNATE = b"\x1b[?1049h", b"\x1b[?1049l"
-READY = b"of 2048 tokens"  # in the status line once the built-in model is loaded
+READY = re.compile(rb"of \d+ tokens")  # in the status line once the model is loaded
 BABBLE = ["--temperature", "9", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--seed", "3"]
 
 
@@ -59,9 +64,10 @@ class Terminal:
                 except OSError:  # the other end is closed
                     return
 
-    def until(self, text: bytes, seconds: float = 60) -> None:
+    def until(self, text: bytes | re.Pattern[bytes], seconds: float = 60) -> None:
+        pattern = re.compile(re.escape(text)) if isinstance(text, bytes) else text
         end = time.monotonic() + seconds
-        while text not in self.seen:
+        while not pattern.search(self.seen):
             assert time.monotonic() < end, self.seen[-3000:]
             assert self.process.poll() is None, self.seen[-3000:]
             self.read()
@@ -90,6 +96,21 @@ def terminals() -> Iterator[list[Terminal]]:
     yield opened
     for terminal in opened:
         terminal.close()
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> list[str]:
+    """Arguments for a model that never comes to an end."""
+    with localds.load(DEMO) as model:
+        (end,) = model.tokenizer.eos_ids
+    data = bytearray(DEMO.read_bytes())
+    key = b"deepseek2.context_length"
+    at = data.index(key) + len(key)
+    assert struct.unpack_from("<II", data, at) == (4, 2048)
+    struct.pack_into("<II", data, at, 4, 100_000)
+    path = tmp_path / "endless.gguf"
+    path.write_bytes(data)
+    return [str(path), "-c", "100000", *BABBLE, "--logit-bias", f"{end}=-1000"]
 
 
 def open_chat(terminals: list[Terminal], folder: Path, *arguments: str) -> Terminal:
@@ -144,9 +165,9 @@ def test_an_unknown_model_is_told_without_an_app(tmp_path: Path, terminals: list
 
 
 def test_after_kill_9_at_most_two_seconds_of_a_reply_are_lost(
-    tmp_path: Path, terminals: list[Terminal]
+    tmp_path: Path, terminals: list[Terminal], endless: list[str]
 ) -> None:
-    terminal = open_chat(terminals, tmp_path, *BABBLE)
+    terminal = open_chat(terminals, tmp_path, *endless)
     terminal.write(b"Say anything\r")
     terminal.until(b"tokens/s")
     sizes: list[int] = []  # every tenth of a second
@@ -170,8 +191,10 @@ def test_after_kill_9_at_most_two_seconds_of_a_reply_are_lost(
     assert kept_reply(tmp_path) == (content, "")
 
 
-def test_ctrl_c_stops_a_reply_and_not_the_app(tmp_path: Path, terminals: list[Terminal]) -> None:
-    terminal = open_chat(terminals, tmp_path, *BABBLE)
+def test_ctrl_c_stops_a_reply_and_not_the_app(
+    tmp_path: Path, terminals: list[Terminal], endless: list[str]
+) -> None:
+    terminal = open_chat(terminals, tmp_path, *endless)
     terminal.write(b"Say anything\r")
     terminal.until(b"tokens/s")
     terminal.write(b"\x03")
@@ -187,3 +210,33 @@ def test_two_apps_see_each_others_chats(tmp_path: Path, terminals: list[Terminal
     one.until(b"tokens/s")
     two.write(b"\x02")  # Ctrl-B
     two.until(b"Which quants")
+
+
+def test_leaving_while_a_reply_meets_a_full_disk(
+    tmp_path: Path, terminals: list[Terminal], endless: list[str]
+) -> None:
+    (tmp_path / "state" / "localds").mkdir(parents=True)
+    with ConversationStore(tmp_path / "state" / "localds" / "chats.db"):
+        pass
+    terminal = open_chat(terminals, tmp_path, *endless)
+    # As if the disk were full: no file grows beyond what the first messages need.
+    resource.prlimit(terminal.process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    terminal.write(b"Say anything\r")
+    terminal.until(b"tokens/s")
+    terminal.read(3)
+    terminal.write(b"\x11")
+    assert terminal.wait() == 0
+    assert b"Traceback" not in terminal.seen
+
+
+def test_options_that_make_no_sense_are_told_without_an_app(
+    tmp_path: Path, terminals: list[Terminal]
+) -> None:
+    for arguments, message in (
+        (("--ram", "lots"), b"ram"),
+        (("--cache-type", "f8"), b"choose f16 or q8_0 or f32"),
+    ):
+        terminals.append(terminal := Terminal(tmp_path, *arguments))
+        assert terminal.wait() == 1
+        assert message in terminal.seen
+        assert ENTER_ALTERNATE not in terminal.seen

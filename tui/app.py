@@ -10,6 +10,7 @@ from textual.message import Message
 
 from tui.engine import Engine, Event, Loaded, LoadFailed, LoadOptions
 from tui.keys import key_groups
+from tui.paste_filter import install
 from tui.screens.chat import ChatScreen
 from tui.screens.help import HelpScreen
 from tui.screens.models import Choice, ModelsScreen
@@ -33,6 +34,10 @@ class ChatApp(App[None]):
     """Owns the engine and the store. `loaded` is the model in use, None before there is one."""
 
     TITLE = "localds"
+    CSS = """
+    ToastRack { dock: top; align: right top; }
+    CommandPalette SearchIcon { display: none; }
+    """
     ENABLE_COMMAND_PALETTE = True
 
     @dataclass
@@ -91,9 +96,14 @@ class ChatApp(App[None]):
     def settings_changed(self) -> None:
         """Follow settings that are other than before."""
         self._apply_theme()
-        self.chat_screen._arrange()
-        if self.loaded is not None and self._load_options() != self._options:
-            self.load_model(self.loaded.name)
+        self.chat_screen.show_parts()
+        if self._load_options() != self._options:
+            self.chat_screen.when_free(self._reload)
+
+    def _reload(self) -> None:
+        """Load the model again, with other options."""
+        if self._load_options() != self._options:
+            self.load_model(self.loaded.name if self.loaded else self._wanted)
 
     def edit_settings(self) -> None:
         """Show the settings."""
@@ -143,7 +153,6 @@ class ChatApp(App[None]):
 
     def load_model(self, name: str | None) -> None:
         """Load a model by name or file, in place of the one before."""
-        self.loaded = None
         self._wanted = name
         self._options = self._load_options()
         self.engine.load(name, self._options)
@@ -172,6 +181,7 @@ class ChatApp(App[None]):
         event = message.event
         if isinstance(event, Loaded):
             self.loaded = event
+            self._options = event.options
             self._of_model = self._settings_of(event.title)
         elif isinstance(event, LoadFailed):
             self.loaded = None
@@ -203,12 +213,17 @@ class ChatApp(App[None]):
             yield SystemCommand("Answer again", "Regenerate the reply", chat.action_regenerate)
             yield SystemCommand("Go on", "Continue a reply that was cut", chat.action_continue)
             yield SystemCommand("Copy", "Copy the last reply", chat.action_copy_last)
+            yield SystemCommand("Suspend", "Back to the shell; fg returns", self._suspend)
             yield SystemCommand("Help", "All keys and commands", chat.action_help)
         yield from super().get_system_commands(screen)
+
+    async def _suspend(self) -> None:
+        await self.run_action("suspend_process")
 
 
 def run(launch: Launch) -> None:
     """Run the app until the user leaves. Raises `StoreError` where chats cannot be kept."""
+    install()
     with ConversationStore() as store:
         store.purge()
         ChatApp(launch, store).run()

@@ -8,6 +8,7 @@ from tui.conversation import OpenConversation, begun
 from tui.entries import entry_of, finish_note, speed
 from tui.replying import Replying
 from tui.run import Request
+from tui.store.error import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -66,6 +67,8 @@ class Chat:
 
     def show(self) -> None:
         """Show the messages of the current branch."""
+        if self.editing is not None and self.editing.id not in self._ids():
+            self.editing = None
         unfolded = bool(self._layers().value("show_thinking"))
         messages = self.conversation.messages
         self._transcript.show([self._entry(message, unfolded=unfolded) for message in messages])
@@ -74,6 +77,18 @@ class Chat:
         """Have the engine bring its cache to the conversation before the next question comes."""
         if self.conversation.messages and self._engine.ready and self.replying is None:
             self._engine.open(self.conversation.prompt(self._system))
+
+    def follow(self) -> None:
+        """Another app has written to the store: show what it made of this conversation."""
+        if self.conversation.id is None or self.replying is not None or self.editing is not None:
+            return
+        try:
+            now = OpenConversation(self._store, self.conversation.id)
+        except StoreError:
+            return  # it was deleted there; what is on the screen stays until another is opened
+        if now.messages != self.conversation.messages:
+            self.conversation = now
+            self.show()
 
     # Questions and replies
 
@@ -127,6 +142,7 @@ class Chat:
             raise ValueError("this reply is complete; regenerate it, or ask for more")
         shown = self._transcript.entries[-1]
         shown.note = ""
+        self._transcript.changed(shown)
         self._start(message, shown, begun(message))
 
     def switch(self, entry: Entry, step: int) -> None:
@@ -172,7 +188,10 @@ class Chat:
             raise ValueError("there are no messages yet")
         if entry is None:
             return len(self.conversation.messages) - 1
-        return [message.id for message in self.conversation.messages].index(entry.key)
+        return self._ids().index(entry.key)
+
+    def _ids(self) -> list[int]:
+        return [message.id for message in self.conversation.messages]
 
     def _entry(self, message: Message, *, unfolded: bool = False) -> Entry:
         return entry_of(message, self.conversation.versions(message), unfolded=unfolded)

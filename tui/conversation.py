@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from localds.session import Stats
 from localds.thinking import Reply
 from tui.attachments import compose_message
 
@@ -39,7 +40,8 @@ class OpenConversation:
     def ask(self, text: str, attachments: Sequence[Attachment], model: str) -> None:
         """Add a question at the end."""
         if self.id is None:
-            self.title = make_title(text or (attachments[0].name if attachments else ""))
+            about = text or (attachments[0].name if attachments else "")
+            self.title = self.title or make_title(about)
             self.id = self._store.create(self.title, model, self.settings).id
         parent = self.messages[-1].id if self.messages else None
         self.messages.append(
@@ -109,6 +111,19 @@ class OpenConversation:
 def begun(message: Message) -> Reply:
     """A reply as far as it came, to go on with."""
     return Reply(message.thinking, message.content)
+
+
+def stats_of(message: Message) -> Stats:
+    """The figures that are kept with a reply."""
+    figures = message.stats
+    return Stats(
+        prompt_tokens=int(figures.get("prompt_tokens", 0)),
+        reused_tokens=int(figures.get("reused_tokens", 0)),
+        prefill_seconds=figures.get("prefill_seconds", 0.0),
+        generated_tokens=int(figures.get("generated_tokens", 0)),
+        decode_seconds=figures.get("decode_seconds", 0.0),
+        finish_reason=message.finish,
+    )
 
 
 def make_title(text: str) -> str:

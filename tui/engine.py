@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from localds import monitor
 from localds.catalog.resolve import How, find_model
+from localds.gguf import GGUFFile
 from localds.memory.kept_rows import KeepError
 from localds.model import load
+from localds.models import read_geometry
 from localds.recommended import recommended_sampling
 from localds.session import Session
 from localds.settings import LastUsed, remember
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from localds.model import Model
 
 _REMEMBERED = (How.FILE, How.NAME, How.ONLY)
+_PIECE = 1 << 15  # characters
 _ROUGH_BYTES = 4  # of a token, before there is a tokenizer to ask
 
 
@@ -44,7 +47,10 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model is ready. `name` finds it again; `recommended` is sampling that its file names."""
+    """A model is ready. `name` finds it again; `recommended` is sampling that its file names.
+
+    Of the `options` the context may have been more than the model was made for.
+    """
 
     name: str
     title: str
@@ -52,12 +58,13 @@ class Loaded:
     placement: Placement
     context: int
     longest_context: int
+    options: LoadOptions
     recommended: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """A model could not be loaded, and why."""
+    """A model could not be loaded, and why. `Loaded` follows where the one before is kept."""
 
     name: str
     message: str
@@ -90,6 +97,7 @@ class Engine:
         self._idle_work = threading.Event()  # set: end what nobody waits for
         self._model: Model | None = None
         self._session: Session | None = None
+        self._loaded: Loaded | None = None
         self._run: Run | None = None
         self.loading: tuple[int, int] | None = None
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -127,11 +135,15 @@ class Engine:
         self._thread.join(seconds)
 
     def count_tokens(self, text: str) -> int:
-        """The length of a text in tokens of the model; a guess while none is loaded."""
+        """The length of a text in tokens of the model, nearly; a guess while none is loaded."""
         model = self._model
         if model is None:
             return len(text.encode(errors="replace")) // _ROUGH_BYTES
-        return len(model.tokenizer.encode(text, bos=False))
+        # In pieces: the tokenizer holds the interpreter's lock, and keys would wait.
+        return sum(
+            len(model.tokenizer.encode(text[start : start + _PIECE], bos=False))
+            for start in range(0, len(text), _PIECE)
+        )
 
     def reading(self) -> monitor.Reading | None:
         """What the machine does; None without a model."""
@@ -167,50 +179,63 @@ class Engine:
         self._unload()
 
     def _load(self, name: str | None, options: LoadOptions) -> None:
-        self._unload()
+        before = self._loaded
         try:
-            found = find_model(name)
-            self.loading = (0, 0)
+            self._replace_model(name, options)
+        except (ValueError, OSError, MemoryError) as error:
+            message = str(error) or "not enough memory; choose a smaller context or model"
+            self._report(LoadFailed(name or "the default model", message))
+            if before is not None and self._model is None:
+                with suppress(ValueError, OSError, MemoryError):
+                    self._replace_model(before.name, before.options)
+        if self._loaded is not None:
+            self._report(self._loaded)
+
+    def _replace_model(self, name: str | None, options: LoadOptions) -> None:
+        """Load a model; the one before goes as soon as this one is known to be readable."""
+        found = find_model(name)
+        with GGUFFile.open(found.path) as gguf:
+            longest = read_geometry(gguf).context_length
+        self._unload()
+        context = None if options.context is None else min(options.context, longest)
+        self.loading = (0, 0)
+        try:
             model = load(
                 found.path,
                 ram=options.ram,
                 threads=options.threads,
-                context=options.context,
+                context=context,
                 cache_type=options.cache_type,
                 on_progress=self._show_loading,
             )
-            try:
-                session = model.session(options.context, cache_type=options.cache_type)
-                recommended = recommended_sampling(model.gguf)
-            except BaseException:
-                model.close()
-                raise
-        except (ValueError, OSError, MemoryError) as error:
-            message = str(error) or "not enough memory; choose a smaller context or model"
-            self._report(LoadFailed(name or "the default model", message))
-            return
         finally:
             self.loading = None
-        self._model, self._session = model, session
+        try:
+            self._session = model.session(context, cache_type=options.cache_type)
+            recommended = recommended_sampling(model.gguf)
+        except BaseException:
+            self._session = None
+            model.close()
+            raise
+        self._model = model
         if found.how in _REMEMBERED:
             remember(LastUsed(found.path.absolute(), found.title))
-        self._report(
-            Loaded(
-                name=name or str(found.path),
-                title=found.title,
-                found=found,
-                placement=model.placement,
-                context=session.context,
-                longest_context=model.geometry.context_length,
-                recommended=recommended,
-            )
+        self._loaded = Loaded(
+            name=name or str(found.path),
+            title=found.title,
+            found=found,
+            placement=model.placement,
+            context=self._session.context,
+            longest_context=longest,
+            options=options,
+            recommended=recommended,
         )
 
     def _show_loading(self, done: int, total: int) -> None:
         self.loading = (done, total)
 
     def _unload(self) -> None:
-        model, self._model, self._session = self._model, None, None
+        model, self._model, self._session, self._loaded = self._model, None, None, None
         if model is not None:
             model.close()
 

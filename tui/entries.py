@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 _NOTES = {
     "stop": "",
-    "length": "cut at the token limit; . goes on",
+    "length": "cut at the token limit; Ctrl+S goes on",
     "context": "the context is full; a larger one can be set in the settings",
-    "stopped": "stopped; . goes on",
-    "": "this reply was not finished; . goes on",
+    "stopped": "stopped; Ctrl+S goes on",
+    "": "this reply was not finished; Ctrl+S goes on",
 }
 
 

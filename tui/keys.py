@@ -17,7 +17,10 @@ from tui.widgets.transcript import Transcript
 def key_groups() -> list[KeyGroup]:
     """The keys by the part of the app where they work."""
     return [
-        KeyGroup("Everywhere", [*collect_bindings(ChatScreen), ("Ctrl+P", "All commands")]),
+        KeyGroup(
+            "Everywhere",
+            [*collect_bindings(ChatScreen), ("Ctrl+P", "All commands"), ("Ctrl+Q", "Leave")],
+        ),
         KeyGroup("Prompt", collect_bindings(Prompt)),
         KeyGroup("Messages", collect_bindings(Transcript)),
         KeyGroup("Chats", collect_bindings(Sidebar)),

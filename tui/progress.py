@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len, set_cell_size
+
 from tui.widgets.machine import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tui.engine import Engine
     from tui.run import Run
+
+_LEAST_TITLE = 8
 
 
 def progress_of(engine: Engine, run: Run | None) -> Progress:
@@ -50,3 +56,10 @@ def status_line(progress: Progress, loading: tuple[int, int] | None) -> str:
             return f"{progress.tokens_per_second:.1f} tokens/s · Esc stops"
         case _:
             return ""
+
+
+def one_line(title: str, rest: Iterable[str], width: int) -> str:
+    """The parts that are not empty in one line of `width` cells; the title gives way."""
+    line = "".join(f" · {part}" for part in rest if part)
+    room = max(width - cell_len(line), _LEAST_TITLE)
+    return (title if cell_len(title) <= room else set_cell_size(title, room - 1) + "…") + line

@@ -27,7 +27,7 @@ class Writer:
     `failed` is called on that thread.
     """
 
-    def __init__(self, store: ConversationStore, failed: Callable[[str], None]) -> None:
+    def __init__(self, store: ConversationStore, failed: Callable[[str], object]) -> None:
         self._store = store
         self._failed = failed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from localds.units import parse_size
+from tui.themes import theme_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -241,7 +242,7 @@ SETTINGS = (
     ),
     Setting(
         "theme", "Theme", "choice", "localds-dark",
-        "The colours of the app.", "Display",
+        "The colours of the app.", "Display", choices=theme_names(),
     ),
     Setting(
         "show_thinking", "Show thinking", "switch", True,

@@ -46,7 +46,7 @@ class SlashCommands:
                 "set",
                 "change a setting of this chat: /set temperature 0.7; nothing resets it",
                 self._set,
-                lambda: tuple(BY_KEY),
+                _settings,
             ),
             SlashCommand("settings", "all settings", lambda _: screen.action_settings()),
             SlashCommand("new", "begin another chat", lambda _: screen.action_new()),
@@ -88,6 +88,8 @@ class SlashCommands:
 
     def _set(self, line: str) -> None:
         key, _, text = line.partition(" ")
+        if not key:
+            raise ValueError("/set: give a setting and its value, like /set temperature 0.7")
         if key not in BY_KEY:
             raise ValueError(f"/set {key}: no such setting; there are {', '.join(BY_KEY)}")
         value = BY_KEY[key].parse(text)
@@ -99,7 +101,9 @@ class SlashCommands:
         if not title:
             raise ValueError("/save: give the chat a name, like /save Holiday plans")
         self._screen.rename(title)
-        self._screen.tell(f"This chat is kept as {title!r}; /load {title} opens it.")
+        empty = self._screen.conversation.id is None
+        when = " from its first message on" if empty else ""
+        self._screen.tell(f"This chat is kept as {title}{when}; /load {title} opens it.")
 
     def _titles(self) -> list[str]:
         return [found.title for found in self._screen.store.conversations() if found.title]
@@ -112,7 +116,10 @@ class SlashCommands:
         if path.suffix == ".json" and path.is_file():
             if path.stat().st_size > _MOST_IMPORTED:
                 raise ValueError(f"/load {name}: too large for an exported chat")
-            text = path.read_text(encoding="utf-8")
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                raise ValueError(f"/load {name}: this is no exported chat, but no text") from None
             self._screen.open_chat(from_json(self._screen.store, text).id)
             return
         found = [c for c in self._screen.store.conversations() if c.title.lower() == name.lower()]
@@ -144,6 +151,11 @@ class SlashCommands:
 
     def _stats(self, _: str) -> None:
         self._screen.tell(self._screen.figures())
+
+
+def _settings() -> list[str]:
+    keys = list(BY_KEY)
+    return keys + [f"{s.key} {choice}" for s in BY_KEY.values() for choice in s.choices]
 
 
 def _model_names() -> list[str]:

@@ -55,7 +55,8 @@ def find_model(name: str | None = None) -> Found:
         return _default()
     path = Path(name)
     if path.exists() or _looks_like_path(name):
-        return Found(path, How.FILE, path.stem)
+        is_demo = path.exists() and DEMO.exists() and path.samefile(DEMO)
+        return Found(path, How.FILE, DEMO_TITLE if is_demo else path.stem)
     return _found(_by_name(name), How.NAME)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,6 +128,8 @@ def _is_terminal() -> bool:
 
 def _open_app(model: str | None, command: typer.Context) -> None:
     """Open the chat app, with the options that were given."""
+    # Terminals send an escape sequence at once; waiting 100 ms for its rest delays Esc itself.
+    os.environ.setdefault("ESCDELAY", "40")
     from tui.app import run
     from tui.launch import Launch
     from tui.settings import BY_KEY
@@ -136,7 +139,7 @@ def _open_app(model: str | None, command: typer.Context) -> None:
     run(
         Launch(
             model=model,
-            given={name: value for name, value in given.items() if name in BY_KEY},
+            given={key: BY_KEY[key].check(value) for key, value in given.items() if key in BY_KEY},
             sampling={"logit_bias": bias} if bias else {},
         )
     )

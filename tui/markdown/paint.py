@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from markdown_it.token import Token
 from rich.console import Console
-from rich.markdown import CodeBlock, Heading, Markdown
+from rich.markdown import CodeBlock, Heading, HorizontalRule, Markdown
+from rich.rule import Rule
 from rich.segment import Segment
 from rich.style import Style
 from rich.syntax import Syntax
@@ -170,13 +171,17 @@ class _Code:
             self.language,
             theme=self.colours.syntax,
             word_wrap=True,
-            background_color="default",
             tab_size=4,
         )
 
 
 class _LeftHeading(Heading):
     LEVEL_ALIGN: ClassVar = dict.fromkeys(Heading.LEVEL_ALIGN, "left")
+
+
+class _Rule(HorizontalRule):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Rule(style="markdown.hr")
 
 
 class _NestedCode(CodeBlock):
@@ -205,6 +210,7 @@ class _Markdown(Markdown):
 
     elements: ClassVar = Markdown.elements | {
         "heading_open": _LeftHeading,
+        "hr": _Rule,
         "fence": _NestedCode,
         "code_block": _NestedCode,
     }

@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on
 from textual.actions import SkipAction
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from localds.units import format_size
 from tui.chat import Chat
-from tui.conversation import OpenConversation
+from tui.conversation import OpenConversation, stats_of
 from tui.engine import Ended, Loaded, LoadFailed, Opened
 from tui.literal import literal
 from tui.plain import stats_line
-from tui.progress import progress_of, status_line
+from tui.progress import one_line, progress_of, status_line
 from tui.replying import Writer
 from tui.screens.dialogs import AskText, ErrorDialog
 from tui.slash import SlashCommands
 from tui.store.error import StoreError
+from tui.welcome import WELCOME, about
 from tui.widgets.machine import MachinePanel
 from tui.widgets.prompt import Prompt
 from tui.widgets.sidebar import Sidebar
 from tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from textual.app import ComposeResult
 
     from tui.app import ChatApp
     from tui.engine import Event
     from tui.store.conversations import ConversationStore
+    from tui.store.records import Attachment
 
 _DRAW_SECONDS = 1 / 15
 _PANEL_SECONDS = 0.25
 _IDLE_SECONDS = 2.0
 _PANEL_FROM, _SIDEBAR_FROM = 120, 150  # columns, where these are shown unasked
 _HISTORY = 200
-
-WELCOME = """\
-localds runs language models on this machine; nothing leaves it.
-
-  Enter     send              Ctrl+J   new line
-  @file     attach a text     /        commands
-  Ctrl+O    choose a model    F2       settings
-  Ctrl+B    chats             Ctrl+G   what the machine does
-  F1        all keys          Ctrl+Q   leave"""
 
 
 class ChatScreen(Screen[None]):
@@ -69,26 +66,34 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+n", "new", "New chat"),
         Binding("ctrl+b", "chats", "Chats"),
         Binding("ctrl+g", "machine", "Machine"),
-        Binding("ctrl+up", "messages", "Messages", key_display="Ctrl+↑"),
+        Binding("ctrl+up", "messages", "Messages"),
         Binding("ctrl+r", "regenerate", "Answer again", show=False),
         Binding("ctrl+t", "thinking", "Unfold thinking", show=False),
-        Binding("ctrl+y", "copy_last", "Copy the last reply", show=False, priority=True),
+        Binding("ctrl+l", "copy_last", "Copy the last reply", show=False),
         Binding("ctrl+s", "continue", "Go on with a cut reply", show=False),
         Binding("pageup", "scroll(-1)", "Page up", show=False),
         Binding("pagedown", "scroll(1)", "Page down", show=False),
     ]
     app: ChatApp
 
+    @dataclass
+    class WriteFailed(Message):
+        """A reply could not be saved."""
+
+        text: str
+
     def __init__(self, store: ConversationStore) -> None:
         super().__init__()
         self.store = store
-        self.writer = Writer(store, self._failed_to_write)
+        self.writer = Writer(store, lambda text: self.post_message(self.WriteFailed(text)))
         self.commands = SlashCommands(self)
         self.chat: Chat
         self._list_shown: bool | None = None  # None: as there is room
         self._panel_shown: bool | None = None
         self._deleted: list[int] = []
         self._status = ""
+        self._due: Callable[[], None] | None = None
+        self._draft: tuple[str, tuple[Attachment, ...]] | None = None
         self._counter = 0
 
     # Layout
@@ -123,7 +128,7 @@ class ChatScreen(Screen[None]):
         self.set_interval(_DRAW_SECONDS, self._draw)
         self.set_interval(_PANEL_SECONDS, self._tick)
         self.set_interval(_IDLE_SECONDS, self._look_around)
-        self._arrange()
+        self.show_parts()
         self._show_empty()
 
     def on_unmount(self) -> None:
@@ -157,9 +162,10 @@ class ChatScreen(Screen[None]):
 
     def on_resize(self) -> None:
         """Show what there is room for."""
-        self._arrange()
+        self.show_parts()
 
-    def _arrange(self) -> None:
+    def show_parts(self) -> None:
+        """Show what is wanted, or what there is room for."""
         width = self.size.width
         panel = self._panel_shown
         if panel is None:
@@ -195,6 +201,8 @@ class ChatScreen(Screen[None]):
         if counter != self._counter:
             self._counter = counter
             self.sidebar.look()
+            self.chat.follow()
+            self._show_empty()
 
     def _show_panel(self) -> None:
         if self._panel.has_class("shown"):
@@ -205,20 +213,23 @@ class ChatScreen(Screen[None]):
         """One line: the model, how full the context is, what goes on."""
         engine, loaded = self.app.engine, self.app.loaded
         progress = progress_of(engine, self.chat.last_run)
-        parts = [literal(loaded.title) if loaded else "no model", self._fullness()]
+        title = literal(loaded.title) if loaded else "no model"
+        rest = [self._fullness()]
         if self.chat.editing is not None:
-            parts.append("editing: Enter asks this instead, Esc leaves it")
-        parts.append(status_line(progress, engine.loading))
-        line = " · ".join(part for part in parts if part)
+            rest.append("editing: Enter asks this instead, Esc leaves it")
+        rest.append(status_line(progress, engine.loading))
+        status = self.query_one("#status", Static)
+        line = one_line(title, rest, status.content_size.width)
         if line != self._status:
             self._status = line
-            self.query_one("#status", Static).update(line, layout=False)
+            status.update(line, layout=False)
 
     def _fullness(self) -> str:
         engine = self.app.engine
         if not engine.context_size:
             return ""
-        return f"{engine.context_used} of {engine.context_size} tokens"
+        used = engine.context_used if self.conversation.messages else 0
+        return f"{used} of {engine.context_size} tokens"
 
     # What the engine tells
 
@@ -228,19 +239,33 @@ class ChatScreen(Screen[None]):
             case Loaded():
                 self.prompt.count_tokens = self.app.engine.count_tokens
                 self._tell_placement(event)
+                self.query_one("#welcome", Static).update(WELCOME + about(event))
                 self.chat.warm()
             case LoadFailed():
                 self.app.push_screen(ErrorDialog(f"{event.name} cannot be loaded", event.message))
             case Ended():
                 self.chat.ended(event.run)
                 self.sidebar.look()
+                due, self._due = self._due, None
+                if due is not None:
+                    due()
             case Opened():
                 pass
         self._show_panel()
         self.show_status()
 
+    def when_free(self, action: Callable[[], None]) -> None:
+        """Do something that has to wait for the reply that is being written."""
+        if self.chat.replying is None:
+            action()
+        else:
+            self._due = action
+            self.tell("This counts after the reply, when the model is loaded again.")
+
     def _tell_placement(self, loaded: Loaded) -> None:
         placement = loaded.placement
+        if (loaded.options.context or 0) > loaded.context:
+            self.tell(f"Context: {loaded.context} tokens, the most that this model was made for.")
         if not placement.resident:
             self.tell(
                 f"{format_size(placement.plan.total)} do not fit in "
@@ -250,14 +275,17 @@ class ChatScreen(Screen[None]):
 
     def tell(self, text: str) -> None:
         """A word to the user that goes by itself."""
+        self.app.clear_notifications()
         self.notify(literal(text), markup=False)
 
     def complain(self, text: str) -> None:
         """Something went wrong."""
+        self.app.clear_notifications()
         self.notify(literal(text), severity="error", timeout=10, markup=False)
 
-    def _failed_to_write(self, message: str) -> None:
-        self.app.call_from_thread(self.complain, message)
+    @on(WriteFailed)
+    def _write_failed(self, event: WriteFailed) -> None:
+        self.complain(event.text)
 
     # Questions
 
@@ -271,6 +299,7 @@ class ChatScreen(Screen[None]):
             if not self.app.engine.ready:
                 raise ValueError(self.app.no_model_yet())
             self.chat.ask(text, event.attachments)
+            self._leave_edit()
         except (ValueError, OSError) as error:
             self.prompt.set_text(text, event.attachments)
             self.complain(str(error))
@@ -314,6 +343,8 @@ class ChatScreen(Screen[None]):
 
     def _edit(self, entry: Any) -> None:
         message = self.chat.edit(entry)
+        if self._draft is None:
+            self._draft = self.prompt.text, self.prompt.attachments
         self.prompt.set_text(message.content, message.attachments)
         self.prompt.focus()
 
@@ -333,13 +364,19 @@ class ChatScreen(Screen[None]):
         if self.chat.stop():
             self.show_status()
         elif self.chat.editing is not None:
-            self.chat.editing = None
-            self.prompt.clear()
+            self._leave_edit()
             self.show_status()
         elif self.has_class("-narrow") and (self._list_shown or self._panel_shown):
             self._list_shown = self._panel_shown = None
-            self._arrange()
+            self.show_parts()
         self.prompt.focus()
+
+    def _leave_edit(self) -> None:
+        """What was being written before comes back."""
+        self.chat.editing = None
+        draft, self._draft = self._draft, None
+        if draft is not None:
+            self.prompt.set_text(*draft)
 
     def action_interrupt(self) -> None:
         """Stop the reply; where there is none, the key means something else."""
@@ -373,18 +410,20 @@ class ChatScreen(Screen[None]):
         replies = [e for e in self.transcript.entries if e.role == "assistant"]
         if replies:
             self._copy(Transcript.Copy(replies[-1].content, "the last reply"))
+        else:
+            self.tell("There is no reply to copy yet.")
 
     def action_machine(self) -> None:
         """Show or hide what the machine does."""
         self._panel_shown = not self._panel.has_class("shown")
-        self._arrange()
+        self.show_parts()
 
     def action_chats(self) -> None:
         """Show the list of chats and go to it; from there, hide it."""
         shown = self.sidebar.has_class("shown")
         inside = shown and self.sidebar.has_focus_within
         self._list_shown = not inside
-        self._arrange()
+        self.show_parts()
         if inside:
             self.prompt.focus()
         else:
@@ -415,9 +454,10 @@ class ChatScreen(Screen[None]):
         except StoreError as error:
             self.complain(str(error))
             return
+        self._leave_edit()
         if self.has_class("-narrow"):
             self._list_shown = None
-            self._arrange()
+            self.show_parts()
         self._panel.start_chat()
         self.prompt.focus()
         self._changed()
@@ -473,7 +513,7 @@ class ChatScreen(Screen[None]):
 
     def figures(self) -> str:
         """The figures of the last reply in one line."""
-        run = self.chat.last_run
-        if run is None:
+        replies = [m for m in self.conversation.messages if m.role == "assistant"]
+        if not replies:
             return "No reply yet"
-        return stats_line(run.stats).strip("[]")
+        return stats_line(stats_of(replies[-1])).strip("[]")

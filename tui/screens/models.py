@@ -52,7 +52,7 @@ class ModelsScreen(ModalScreen[Choice | None]):
 
     CSS_PATH = "models.tcss"
     AUTO_FOCUS = "LiteralInput"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]  # noqa: RUF012  Textual's own type
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (160, "-wide")]  # noqa: RUF012  Textual's own type
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "Close"),
         Binding("d", "download", "Download"),

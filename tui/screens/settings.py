@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +16,6 @@ from tui.literal import literal
 from tui.screens.dialogs import Confirm
 from tui.screens.settings_draft import SCOPES, Draft, Scope, SettingsResult
 from tui.settings import SETTINGS
-from tui.themes import theme_names
 from tui.widgets.setting_field import SettingField
 
 if TYPE_CHECKING:
@@ -68,7 +66,7 @@ class SettingsScreen(ModalScreen[SettingsResult | None]):
         longest_context: int | None,
     ) -> None:
         super().__init__()
-        self._settings = _with_themes(SETTINGS)
+        self._settings = SETTINGS
         given: dict[Scope, Mapping[str, Any]] = {
             "chat": chat,
             "model": model,
@@ -194,11 +192,6 @@ class SettingsScreen(ModalScreen[SettingsResult | None]):
         if focused is not None:
             field = next((n for n in focused.ancestors if isinstance(n, SettingField)), None)
         self.query_one("#help", Static).update("" if field is None else _help(field.setting))
-
-
-def _with_themes(settings: Sequence[Setting]) -> tuple[Setting, ...]:
-    """The settings, with the names of the themes to choose from."""
-    return tuple(replace(s, choices=theme_names()) if s.key == "theme" else s for s in settings)
 
 
 def _columns(settings: Sequence[Setting]) -> tuple[list[Widget], list[Widget]]:

@@ -127,12 +127,11 @@ class MachinePanel(Widget):
         padding: 0 0 0 1;
         & > VerticalScroll {
             height: auto;
-            padding: 0 1 0 0;
             scrollbar-size-vertical: 1;
             scrollbar-size-horizontal: 0;
             scrollbar-gutter: stable;
         }
-        & Rows, & HeatMap { margin-bottom: 1; }
+        & Rows, & HeatMap { margin: 0 1 1 0; }
         & Legend { display: none; }
         &.-compact Rows, &.-compact HeatMap { margin-bottom: 0; }
     }

@@ -14,7 +14,8 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import TextArea
 
-from tui.attachments import pasted_name
+from localds.units import format_size
+from tui.attachments import LIMIT_BYTES, pasted_name
 from tui.completion import AttachedPath, attached_paths, mentions, mentions_of, resolve
 from tui.input_history import InputHistory
 from tui.store.records import Attachment
@@ -49,7 +50,7 @@ class _Draft:
 class Prompt(Vertical):
     r"""Where messages are written.
 
-    Enter sends; Ctrl+J, Shift+Enter, Alt+Enter, or a backslash before Enter begin a new line. Up in
+    Enter sends; Ctrl+J, Shift+Enter, or a backslash before Enter begin a new line. Up in
     the first row and Down in the last walk through `history`. Backspace at the very beginning
     removes the last attachment; Ctrl+Z right after a long paste turns it back into text.
     """
@@ -64,7 +65,7 @@ class Prompt(Vertical):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "submit", "Send", show=False),
-        Binding("ctrl+j,shift+enter,alt+enter", "newline", "New line", show=False),
+        Binding("ctrl+j,shift+enter", "newline", "New line", show=False),
         Binding("tab", "complete", "Complete", show=False),
         Binding("up", "earlier", "Earlier input", show=False),
         Binding("down", "later", "Later input", show=False),
@@ -298,6 +299,14 @@ class Prompt(Vertical):
         text = _unix_lines(text)
         if len(text) <= _PASTE_CHARACTERS and text.rstrip("\n").count("\n") < _PASTE_LINES:
             return False
+        if len(text.encode(errors="surrogatepass")) > LIMIT_BYTES:
+            self.post_message(
+                self.Failed(
+                    f"the pasted text has {format_size(len(text))}; at most "
+                    f"{format_size(LIMIT_BYTES)} can be attached"
+                )
+            )
+            return True
         chip = Chip(pasted_name(self._chips.free_number()), text=text)
         self._chips.add(chip)
         self._fresh_paste = (chip, self.text)

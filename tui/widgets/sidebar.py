@@ -49,6 +49,7 @@ class Sidebar(Vertical):
         }
         & > OptionList, & > OptionList:focus {
             border: none; height: 1fr; padding: 0; background: $surface;
+            scrollbar-size-vertical: 1;
         }
     }
     """
@@ -135,7 +136,7 @@ class Sidebar(Vertical):
         highlighted = options.highlighted
         before = options.get_option_at_index(highlighted).id if highlighted is not None else None
         options.clear_options()
-        width = max(self.size.width - 4, 12)
+        width = max(self.size.width - 2, 12)
         options.add_options(
             Option(_line(found, width, current=found.id == self._current), id=str(found.id))
             for found in self.found

@@ -44,10 +44,10 @@ class Transcript(ScrollView, can_focus=True):
     """Messages, one of which may be selected. It follows the end while it is scrolled there."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "previous", "Message above", key_display="↑"),
-        Binding("down,j", "next", "Message below", key_display="↓"),
-        Binding("left,h", "branch(-1)", "Other version", key_display="←"),
-        Binding("right,l", "branch(1)", "Other version", key_display="→", show=False),
+        Binding("up,k", "previous", "Message above"),
+        Binding("down,j", "next", "Message below"),
+        Binding("left,h", "branch(-1)", "Other version"),
+        Binding("right,l", "branch(1)", "Other version", show=False),
         Binding("c", "copy", "Copy message"),
         Binding("1,2,3,4,5,6,7,8,9", "copy_code", "Copy code block", key_display="1-9"),
         Binding("e", "ask('edit')", "Edit and branch"),
@@ -56,8 +56,8 @@ class Transcript(ScrollView, can_focus=True):
         Binding("t,enter,space", "toggle_thinking", "Thinking", key_display="t"),
         Binding("pageup", "page(-1)", "Page up", show=False),
         Binding("pagedown", "page(1)", "Page down", show=False),
-        Binding("home,g", "to_top", "Beginning", show=False, key_display="home"),
-        Binding("end,G", "to_end", "End", show=False, key_display="end"),
+        Binding("home,g", "to_top", "Beginning", show=False),
+        Binding("end,G", "to_end", "End", show=False),
     ]
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "transcript--muted",
@@ -111,6 +111,7 @@ class Transcript(ScrollView, can_focus=True):
         self.entries: list[Entry] = []
         self._tops: list[int] = [0]  # first line of each entry, and the end
         self._painter: Painter | None = None
+        self._ground = Style()  # the background that all lines stand on
         self._selected: int | None = None
         self._following = True
 
@@ -142,6 +143,7 @@ class Transcript(ScrollView, can_focus=True):
         if self._painter is None:
             width = min(self.scrollable_content_region.width - GUTTER - 1, WIDEST)
             self._painter = Painter(self._colours(), width)
+            self._ground = Style(bgcolor=self.rich_style.bgcolor)
         return self._painter
 
     @property
@@ -158,7 +160,10 @@ class Transcript(ScrollView, can_focus=True):
 
     def _colours(self) -> Colours:
         def style(name: str) -> Style:
-            return self.get_component_rich_style(f"transcript--{name}", partial=True)
+            part = self.get_component_rich_style(f"transcript--{name}", partial=True)
+            # Only the whole style knows what a colour such as "auto 68%" is on this background.
+            whole = self.get_component_rich_style(f"transcript--{name}")
+            return part + Style.from_color(whole.color)
 
         return Colours(
             text=Style.from_color(self.rich_style.color),
@@ -332,7 +337,7 @@ class Transcript(ScrollView, can_focus=True):
         width = self.scrollable_content_region.width
         index = bisect_right(self._tops, y) - 1
         if not 0 <= index < len(self.entries):
-            return Strip.blank(width)
+            return Strip.blank(width, self._ground)
         entry = self.entries[index]
         lines = entry.lines(self.painter)
         line = y - self._tops[index]
@@ -341,7 +346,7 @@ class Transcript(ScrollView, can_focus=True):
         strip = strip.crop_extend(0, width, None)
         if (selection := self.text_selection) is not None:
             strip = self._highlighted(strip, selection.get_span(y))
-        return strip.apply_offsets(0, y)
+        return strip.apply_style(self._ground).apply_offsets(0, y)
 
     def _gutter(self, index: int, inside: bool) -> Strip:
         if inside and index == self._selected and self.has_focus:

@@ -163,9 +163,9 @@ class Session:
         """Append `ids` to the cache, chunk by chunk.
 
         Returns the last token's logits float32 [1, n_vocab], or those of all of them with
-        `all_logits`. `on_progress(done, total)` is called after each chunk. Raises `ContextError`,
-        before computing anything, where they do not fit, and `Interrupted` soon after `interrupt`
-        was set; the chunks computed until then stay.
+        `all_logits`. `on_progress(done, total)` is called after each layer and chunk. Raises
+        `ContextError`, before computing anything, where they do not fit, and `Interrupted` soon
+        after `interrupt` was set; the chunks computed until then stay.
         """
         if not len(ids):
             raise ValueError("evaluate of no tokens: give at least one id")
@@ -178,6 +178,7 @@ class Session:
                 self._cache,
                 last_only=not all_logits,
                 interrupt=interrupt,
+                on_share=_part_of(on_progress, start, len(part), len(ids)),
             )
             self._tokens.extend(part)
             results.append(logits)
@@ -297,6 +298,16 @@ class Session:
                 break
             stats.decode_seconds += time.perf_counter() - started
         yield stops.push(stream.flush()) + stops.flush()
+
+
+def _part_of(
+    on_progress: Callable[[int, int], None] | None, start: int, part: int, total: int
+) -> Callable[[float], None] | None:
+    """Progress within a chunk of several tokens, as if its tokens came one after the other."""
+    if on_progress is None or part == 1:
+        return None
+    # A chunk is done only when its tokens count as read.
+    return lambda share: on_progress(start + min(int(share * part), part - 1), total)
 
 
 def _pieces(text: Iterator[str], splitter: ThinkingSplitter, begun: str = "") -> Iterator[Piece]:

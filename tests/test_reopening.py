@@ -144,16 +144,15 @@ def test_an_interrupted_prefill_goes_on_later(guide: Model) -> None:
 
     def stop(done: int, total: int) -> None:
         seen.append((done, total))
-        if len(seen) == 2:
+        if seen[-1] == (100, len(ids)):
             raise Stop
 
     session = guide.session(cache_type="f32", chunk=50)
     with pytest.raises(Stop):
         session.prefill(TEXT, on_progress=stop)
-    assert seen == [(50, len(ids)), (100, len(ids))]
     assert session.tokens == tuple(ids[:100])
     session.prefill(TEXT, on_progress=stop)
-    assert seen[2:][0] == (50, len(ids) - 100)
+    assert seen[-1] == (len(ids) - 100, len(ids) - 100)
     assert session.tokens == tuple(ids)
     assert session.stats.reused_tokens == 100
     assert session.stats.generated_tokens == 0

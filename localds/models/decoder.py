@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from threading import Event
 
     import numpy as np
@@ -48,15 +48,16 @@ class Decoder(Generic[X]):
         *,
         last_only: bool = True,
         interrupt: Event | None = None,
+        on_share: Callable[[float], None] | None = None,
     ) -> NDArray[np.float32]:
         """Run tokens `ids` int32 [n] after the `cache.length` tokens already in the cache.
 
         Returns logits float32 [n, n_vocab], or [1, n_vocab] with `last_only`. The cache grows by n
         only when all layers are done, so that an interrupted call leaves it as it was. Setting
         `interrupt`, from another thread, ends the pass within an operation, with
-        `Interrupted`.
+        `Interrupted`. `on_share` is told between operations what share of them is done.
         """
-        logits = self.head(self._run_layers(ids, cache, interrupt), last_only=last_only)
+        logits = self.head(self._run_layers(ids, cache, interrupt, on_share), last_only=last_only)
         cache.extend(len(ids))
         return logits
 
@@ -67,16 +68,22 @@ class Decoder(Generic[X]):
         return x
 
     def _run_layers(
-        self, ids: NDArray[np.int32], cache: LatentCache, interrupt: Event | None = None
+        self,
+        ids: NDArray[np.int32],
+        cache: LatentCache,
+        interrupt: Event | None = None,
+        on_share: Callable[[float], None] | None = None,
     ) -> X:
         past = cache.length
         cache.reserve(len(ids))
         x = self.embedding(ids)
-        for layer, rows in zip(self.layers, cache.layers, strict=True):
+        for index, (layer, rows) in enumerate(zip(self.layers, cache.layers, strict=True)):
             x = layer.attention(x, rows, past)
             _check(interrupt)
             x = layer.feed_forward(x)
             _check(interrupt)
+            if on_share:
+                on_share((index + 1) / len(self.layers))
         return x
 
 

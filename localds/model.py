@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from localds import _native, models
 from localds.catalog.resolve import find_model
+from localds.fingerprint import fingerprint
 from localds.gguf import GGUFFile
+from localds.memory.kept_rows import KeptRows
 from localds.memory.latents import LatentCache
 from localds.memory.machine import budget_for
 from localds.memory.offload import Offload
@@ -17,6 +20,7 @@ from localds.memory.plan import DEFAULT_CHUNK, BudgetError, make_plan
 from localds.memory.trunk import read_trunk
 from localds.ops.cpu import CpuOps
 from localds.session import DEFAULT_CONTEXT, Session
+from localds.settings import cache_folder
 from localds.template import ChatTemplate, template_for
 from localds.tokenizer import Tokenizer
 from localds.units import format_size
@@ -103,6 +107,19 @@ class Model:
             cache_type=cache_type,
             chunk=chunk,
         )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells the weights from all others, in hex. Raises `OSError` for a file that is gone."""
+        return fingerprint(self.gguf)
+
+    def kept_rows(self, cap_bytes: int | None = None) -> KeptRows:
+        """Where sessions keep rows on disk, see `Session.restore`; of all models `cap_bytes`.
+
+        The default cap is 4 GiB, but at most a tenth of what is free on the disk. Raises `OSError`
+        for a model's file that is gone.
+        """
+        return KeptRows(cache_folder() / "latents", self.fingerprint, cap_bytes)
 
     def set_ram(self, ram: int | str) -> None:
         """Change the budget of a model that is running. Raises `BudgetError` below what it needs.

@@ -161,13 +161,13 @@ async def test_shows_values_and_what_counts_where_there_are_none() -> None:
         assert app.told("threads") == "3 · command line"
         assert app.told("system") == "be kind · all models"
         assert app.told("cache_type") == "not set: q8_0 · all models"
-        assert app.told("show_thinking") == "not set: yes · default"
+        assert app.told("show_thinking") == "not set: no · default"
         assert app.told("seed") == "not set"
         assert app.told("max_tokens") == "not set"
         await pilot.press("f6")
         assert app.editor("min_p").value == "0.25"
         assert app.told("top_k") == "40 · default"
-        assert app.told("show_panel") == "not set: yes · default"
+        assert app.told("show_panel") == "not set: no · default"
         await pilot.press("f6")
         assert app.editor("min_p").value == "0.75"
         assert app.editor("system").text == "be\nkind"

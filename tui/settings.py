@@ -245,7 +245,7 @@ SETTINGS = (
         "The colours of the app.", "Display", choices=theme_names(),
     ),
     Setting(
-        "show_thinking", "Show thinking", "switch", True,
+        "show_thinking", "Show thinking", "switch", False,
         "Unfold what the model thinks before it answers.", "Display",
     ),
     Setting(

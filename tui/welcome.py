@@ -20,7 +20,7 @@ localds runs language models on this machine; nothing leaves it.
 
 _ABOUT_DEMO = """
 
-No model is installed, so this is the one in the box: a tiny guide to localds.
+No model is installed, so this is the one in the box, a guide to localds.
 Ask it how to get a real one, or choose one with Ctrl+O."""
 _ABOUT_DEMO_AMONG_OTHERS = """
 

@@ -90,6 +90,7 @@ class ChatScreen(Screen[None]):
         self.chat: Chat
         self._list_shown: bool | None = None  # None: as there is room
         self._panel_shown: bool | None = None
+        self._list_asked_last = False
         self._deleted: list[int] = []
         self._status = ""
         self._due: Callable[[], None] | None = None
@@ -171,6 +172,9 @@ class ChatScreen(Screen[None]):
         if panel is None:
             panel = width >= _PANEL_FROM and bool(self.app.layers().value("show_panel"))
         sidebar = width >= _SIDEBAR_FROM if self._list_shown is None else self._list_shown
+        if panel and sidebar and width < _SIDEBAR_FROM:
+            # There is no room for both beside the messages: the one asked for last counts.
+            panel, sidebar = not self._list_asked_last, self._list_asked_last
         self._panel.set_class(panel, "shown")
         self.sidebar.set_class(sidebar, "shown")
         self._show_panel()
@@ -416,6 +420,7 @@ class ChatScreen(Screen[None]):
     def action_machine(self) -> None:
         """Show or hide what the machine does."""
         self._panel_shown = not self._panel.has_class("shown")
+        self._list_asked_last = False
         self.show_parts()
 
     def action_chats(self) -> None:
@@ -423,6 +428,7 @@ class ChatScreen(Screen[None]):
         shown = self.sidebar.has_class("shown")
         inside = shown and self.sidebar.has_focus_within
         self._list_shown = not inside
+        self._list_asked_last = True
         self.show_parts()
         if inside:
             self.prompt.focus()

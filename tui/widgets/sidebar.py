@@ -141,6 +141,9 @@ class Sidebar(Vertical):
             Option(_line(found, width, current=found.id == self._current), id=str(found.id))
             for found in self.found
         )
+        if not self.found:
+            nothing = "nothing found" if self.query_one(Input).value.strip() else "no chats yet"
+            options.add_option(Option(Text(f"  {nothing}", "dim"), disabled=True))
         ids = [str(found.id) for found in self.found]
         wanted = before if before in ids else str(self._current)
         options.highlighted = ids.index(wanted) if wanted in ids else (0 if ids else None)

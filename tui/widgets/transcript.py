@@ -44,13 +44,13 @@ class Transcript(ScrollView, can_focus=True):
     """Messages, one of which may be selected. It follows the end while it is scrolled there."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "previous", "Message above"),
-        Binding("down,j", "next", "Message below"),
-        Binding("left,h", "branch(-1)", "Other version"),
+        Binding("up,k", "previous", "Message above", show=False),
+        Binding("down,j", "next", "Message below", show=False),
+        Binding("left,h", "branch(-1)", "Other version", show=False),
         Binding("right,l", "branch(1)", "Other version", show=False),
-        Binding("c", "copy", "Copy message"),
-        Binding("1,2,3,4,5,6,7,8,9", "copy_code", "Copy code block", key_display="1-9"),
-        Binding("e", "ask('edit')", "Edit and branch"),
+        Binding("c", "copy", "Copy"),
+        Binding("1,2,3,4,5,6,7,8,9", "copy_code", "Copy code", key_display="1-9"),
+        Binding("e", "ask('edit')", "Edit"),
         Binding("r", "ask('regenerate')", "Regenerate"),
         Binding("full_stop", "ask('continue')", "Continue", key_display="."),
         Binding("t,enter,space", "toggle_thinking", "Thinking", key_display="t"),

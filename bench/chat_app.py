@@ -60,9 +60,9 @@ async def running(folder: Path, model: str | None) -> AsyncIterator[tuple[ChatAp
             yield app, pilot
 
 
-async def answered(app: ChatApp, pilot: Pilot[None]) -> None:
+async def answered(app: ChatApp) -> None:
     while app.chat_screen.chat.replying is not None:
-        await pilot.pause(0.02)
+        await asyncio.sleep(0.2)  # the pilot's own pause would cost more than the app
 
 
 def milliseconds(values: list[float]) -> str:
@@ -123,28 +123,39 @@ def feed(run: Run, speed: int, seconds: float) -> None:
 
 
 async def panel(folder: Path, model: str, rounds: int, tokens: int) -> None:
-    """Decode speed with the panel shown, hidden, and without the app, in turns."""
-    speeds: dict[str, list[float]] = {"hidden": [], "shown": []}
-    async with running(folder, model) as (app, pilot):
-        screen = app.chat_screen
-        screen.change_setting("max_tokens", tokens)
+    """Decode speed with the panel shown, hidden, and with nothing drawn at all, in turns."""
+    speeds: dict[str, list[float]] = {"nothing": [], "hidden": [], "shown": []}
+    async with running(folder, model) as (app, _):
         for _ in range(rounds):
             for kind, found in speeds.items():
-                screen._panel_shown = kind == "shown"
-                screen.show_parts()
-                screen.open_chat(None)
-                screen.change_setting("max_tokens", tokens)
-                screen.chat.ask("Tell me about experts.")
-                screen._changed()
-                await answered(app, pilot)
-                stats = screen.chat.last_run.stats
-                found.append(stats.generated_tokens / stats.decode_seconds)
+                run = await reply(app, kind, tokens)
+                found.append(run.stats.generated_tokens / run.stats.decode_seconds)
     for kind, found in speeds.items():
-        print(
-            f"panel {kind}: {statistics.median(found):.2f} tokens/s {[f'{s:.1f}' for s in found]}"
-        )
-    ratios = [a / b for a, b in zip(speeds["shown"], speeds["hidden"], strict=True)]
-    print(f"shown / hidden: median {statistics.median(ratios):.3f}")
+        print(f"{kind}: {statistics.median(found):.2f} tokens/s {[f'{s:.1f}' for s in found]}")
+    for a, b in (("shown", "hidden"), ("hidden", "nothing"), ("shown", "nothing")):
+        ratios = [x / y for x, y in zip(speeds[a], speeds[b], strict=True)]
+        print(f"{a} / {b}: median {statistics.median(ratios):.3f}")
+
+
+async def reply(app: ChatApp, kind: str, tokens: int) -> Run:
+    """One reply of so many tokens, in the app or only in its engine."""
+    screen = app.chat_screen
+    screen._panel_shown = kind == "shown"
+    screen.show_parts()
+    screen.open_chat(None)
+    screen.change_setting("max_tokens", tokens)
+    if kind == "nothing":
+        question = [{"role": "user", "content": "Tell me about experts."}]
+        run = app.engine.answer(Request(question, {"temperature": 0.0, "max_tokens": tokens}))
+        while run.finish is None:
+            await asyncio.sleep(0.2)
+        return run
+    screen.chat.ask("Tell me about experts.")
+    screen._changed()
+    await answered(app)
+    last = screen.chat.last_run
+    assert last is not None
+    return last
 
 
 async def stop(folder: Path, model: str) -> None:
@@ -178,7 +189,7 @@ async def reopen(folder: Path, model: str, tokens: int) -> None:
             await pilot.pause(0.05)
         per_word = app.engine.count_tokens("some words " * 500) / 1000
         screen.chat.ask("some words " * int(tokens / per_word / 2))
-        await answered(app, pilot)
+        await answered(app)
         stats = screen.chat.last_run.stats
         chat = screen.conversation.id
         print(f"read {stats.prompt_tokens} tokens in {stats.prefill_seconds:.1f} s")

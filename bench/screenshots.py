@@ -33,6 +33,7 @@ from tui.launch import Launch
 from tui.screens import chat as chat_screen
 from tui.store.conversations import ConversationStore
 from tui.store.records import Attachment, Conversation, Message
+from tui.widgets import status
 from tui.widgets.machine import MachinePanel, Progress
 from tui.widgets.offer_table import OfferTable
 
@@ -222,6 +223,7 @@ class Machine:
         """Put this in the place of the real machine."""
         yield patch.object(monitor, "read", lambda *_: self.reading)
         yield patch.object(chat_screen, "progress_of", lambda *_: self.progress)
+        yield patch.object(status, "progress_of", lambda *_: self.progress)
         yield patch.object(Engine, "open", lambda *_: None)
         used = property(lambda _: self.progress.context_used)
         size = property(lambda _: self.progress.context_size)

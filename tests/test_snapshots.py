@@ -30,7 +30,7 @@ from tui.engine import Engine, LoadFailed
 from tui.screens import chat as chat_screen
 from tui.store.conversations import ConversationStore
 from tui.store.records import Attachment, Conversation, Message
-from tui.widgets import sidebar
+from tui.widgets import sidebar, status
 from tui.widgets.machine import MachinePanel, Progress
 from tui.widgets.offer_table import OfferTable
 
@@ -135,6 +135,7 @@ def machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine(1000.0, guide_reading(), Progress(context_used=612, context_size=2048))
     monkeypatch.setattr(monitor, "read", lambda *_: machine.reading)
     monkeypatch.setattr(chat_screen, "progress_of", lambda *_: machine.progress)
+    monkeypatch.setattr(status, "progress_of", lambda *_: machine.progress)
     monkeypatch.setattr(Engine, "context_used", property(lambda _: machine.progress.context_used))
     monkeypatch.setattr(Engine, "context_size", property(lambda _: machine.progress.context_size))
     monkeypatch.setitem(MachinePanel.__init__.__kwdefaults__, "clock", lambda: machine.now)

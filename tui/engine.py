@@ -7,7 +7,9 @@ interpreter's lock.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from localds.model import Model
 
 _REMEMBERED = (How.FILE, How.NAME, How.ONLY)
+_SWITCH_SECONDS = 0.0005
 _PIECE = 1 << 15  # characters
 _ROUGH_BYTES = 4  # of a token, before there is a tokenizer to ask
 
@@ -98,8 +101,12 @@ class Engine:
         self._model: Model | None = None
         self._session: Session | None = None
         self._loaded: Loaded | None = None
+        self._reading: tuple[Model, float, monitor.Reading] | None = None
         self._run: Run | None = None
         self.loading: tuple[int, int] | None = None
+        # This thread asks for the interpreter's lock after every layer, and should not have to wait
+        # for long while the app draws.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -145,10 +152,16 @@ class Engine:
             for start in range(0, len(text), _PIECE)
         )
 
-    def reading(self) -> monitor.Reading | None:
-        """What the machine does; None without a model."""
+    def reading(self, max_age: float = 0.0) -> monitor.Reading | None:
+        """What the machine does, or did at most `max_age` seconds ago; None without a model."""
         model, session = self._model, self._session
-        return None if model is None else monitor.read(model, session)
+        if model is None:
+            return None
+        now = time.monotonic()
+        known = self._reading
+        if known is None or known[0] is not model or now - known[1] >= max_age:
+            self._reading = known = (model, now, monitor.read(model, session))
+        return known[2]
 
     @property
     def ready(self) -> bool:
@@ -235,7 +248,8 @@ class Engine:
         self.loading = (done, total)
 
     def _unload(self) -> None:
-        model, self._model, self._session, self._loaded = self._model, None, None, None
+        model, self._model, self._session = self._model, None, None
+        self._loaded = self._reading = None
         if model is not None:
             model.close()
 

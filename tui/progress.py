@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 
+from localds.memory.placement import describe
 from tui.widgets.machine import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tui.engine import Engine
+    from tui.engine import Engine, Loaded
     from tui.run import Run
 
 _LEAST_TITLE = 8
@@ -63,3 +64,13 @@ def one_line(title: str, rest: Iterable[str], width: int) -> str:
     line = "".join(f" · {part}" for part in rest if part)
     room = max(width - cell_len(line), _LEAST_TITLE)
     return (title if cell_len(title) <= room else set_cell_size(title, room - 1) + "…") + line
+
+
+def load_notice(loaded: Loaded) -> str:
+    """What to tell of a model that was loaded otherwise than was asked for; mostly nothing."""
+    notices = []
+    if (loaded.options.context or 0) > loaded.context:
+        notices.append(f"Context: {loaded.context} tokens, the most that this model was made for.")
+    if not loaded.placement.resident:
+        notices.append(describe(loaded.placement))
+    return "\n".join(notices)

@@ -102,6 +102,15 @@ def place(
     )
 
 
+def describe(placement: Placement) -> str:
+    """What lies in memory of a model that does not fit, in one line."""
+    return (
+        f"{format_size(placement.plan.total)} do not fit in "
+        f"{format_size(placement.budget or 0)}: {placement.slots} of {placement.slots_total} "
+        f"experts at a time in memory ({format_size(placement.pool)}), the others on disk"
+    )
+
+
 def slot_bytes(gguf: GGUFFile, geometry: Geometry) -> int:
     """Bytes of a slot that holds any of the model's experts, its parts in pages of their own."""
     return max(

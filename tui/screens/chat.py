@@ -13,13 +13,12 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
-from localds.units import format_size
 from tui.chat import Chat
 from tui.conversation import OpenConversation, stats_of
 from tui.engine import Ended, Loaded, LoadFailed, Opened
 from tui.literal import literal
 from tui.plain import stats_line
-from tui.progress import one_line, progress_of, status_line
+from tui.progress import load_notice, progress_of
 from tui.replying import Writer
 from tui.screens.dialogs import AskText, ErrorDialog
 from tui.slash import SlashCommands
@@ -28,6 +27,7 @@ from tui.welcome import WELCOME, about
 from tui.widgets.machine import MachinePanel
 from tui.widgets.prompt import Prompt
 from tui.widgets.sidebar import Sidebar
+from tui.widgets.status import StatusLine
 from tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from tui.store.conversations import ConversationStore
     from tui.store.records import Attachment
 
-_DRAW_SECONDS = 1 / 15
-_PANEL_SECONDS = 0.25
+_DRAW_SECONDS = 1 / 10
+_STATUS_SECONDS = 0.25
+_PANEL_SECONDS = 1.0  # drawing it takes as long as a few tokens of a small model
+_READING_SECONDS = 1.9  # the map of the experts costs most, and moves every other time
 _IDLE_SECONDS = 2.0
 _PANEL_FROM, _SIDEBAR_FROM = 120, 150  # columns, where these are shown unasked
 _HISTORY = 200
@@ -92,7 +94,6 @@ class ChatScreen(Screen[None]):
         self._panel_shown: bool | None = None
         self._list_asked_last = False
         self._deleted: list[int] = []
-        self._status = ""
         self._due: Callable[[], None] | None = None
         self._draft: tuple[str, tuple[Attachment, ...]] | None = None
         self._counter = 0
@@ -106,7 +107,7 @@ class ChatScreen(Screen[None]):
             with Vertical(id="chat"):
                 yield Static(WELCOME, id="welcome", markup=False)
                 yield Transcript(id="transcript")
-                yield Static(id="status", markup=False)
+                yield StatusLine(id="status")
                 yield Prompt(id="prompt")
             yield MachinePanel(id="panel")
         yield Footer(show_command_palette=False)
@@ -127,6 +128,7 @@ class ChatScreen(Screen[None]):
         self.prompt.history = self._earlier_questions()
         self._counter = self.store.change_counter()
         self.set_interval(_DRAW_SECONDS, self._draw)
+        self.set_interval(_STATUS_SECONDS, self.show_status)
         self.set_interval(_PANEL_SECONDS, self._tick)
         self.set_interval(_IDLE_SECONDS, self._look_around)
         self.show_parts()
@@ -192,7 +194,6 @@ class ChatScreen(Screen[None]):
     def _tick(self) -> None:
         if self.chat.replying is not None or self.app.engine.loading is not None:
             self._show_panel()
-        self.show_status()
 
     def _look_around(self) -> None:
         """Figures while nothing goes on, and chats that another app has changed."""
@@ -211,29 +212,12 @@ class ChatScreen(Screen[None]):
     def _show_panel(self) -> None:
         if self._panel.has_class("shown"):
             engine = self.app.engine
-            self._panel.show(progress_of(engine, self.chat.last_run), engine.reading())
+            reading = engine.reading(_READING_SECONDS)
+            self._panel.show(progress_of(engine, self.chat.last_run), reading)
 
     def show_status(self) -> None:
-        """One line: the model, how full the context is, what goes on."""
-        engine, loaded = self.app.engine, self.app.loaded
-        progress = progress_of(engine, self.chat.last_run)
-        title = literal(loaded.title) if loaded else "no model"
-        rest = [self._fullness()]
-        if self.chat.editing is not None:
-            rest.append("editing: Enter asks this instead, Esc leaves it")
-        rest.append(status_line(progress, engine.loading))
-        status = self.query_one("#status", Static)
-        line = one_line(title, rest, status.content_size.width)
-        if line != self._status:
-            self._status = line
-            status.update(line, layout=False)
-
-    def _fullness(self) -> str:
-        engine = self.app.engine
-        if not engine.context_size:
-            return ""
-        used = engine.context_used if self.conversation.messages else 0
-        return f"{used} of {engine.context_size} tokens"
+        """Say what goes on."""
+        self.query_one(StatusLine).show(self.app.engine, self.app.loaded, self.chat)
 
     # What the engine tells
 
@@ -242,7 +226,8 @@ class ChatScreen(Screen[None]):
         match event:
             case Loaded():
                 self.prompt.count_tokens = self.app.engine.count_tokens
-                self._tell_placement(event)
+                if notice := load_notice(event):
+                    self.tell(notice)
                 self.query_one("#welcome", Static).update(WELCOME + about(event))
                 self.chat.warm()
             case LoadFailed():
@@ -265,17 +250,6 @@ class ChatScreen(Screen[None]):
         else:
             self._due = action
             self.tell("This counts after the reply, when the model is loaded again.")
-
-    def _tell_placement(self, loaded: Loaded) -> None:
-        placement = loaded.placement
-        if (loaded.options.context or 0) > loaded.context:
-            self.tell(f"Context: {loaded.context} tokens, the most that this model was made for.")
-        if not placement.resident:
-            self.tell(
-                f"{format_size(placement.plan.total)} do not fit in "
-                f"{format_size(placement.budget or 0)}: {placement.slots} of "
-                f"{placement.slots_total} experts at a time in memory, the others on disk"
-            )
 
     def tell(self, text: str) -> None:
         """A word to the user that goes by itself."""

@@ -108,6 +108,8 @@ class Entry:
         self._thinking = _Grown(thinking)
         self._content = _Grown(content)
         self._lines: list[Strip] | None = None
+        self._drawn: list[Strip] = []  # the lines before the last change
+        self.changed_from = 0
         self._height: int | None = None
         self.thinking_line: int | None = None
 
@@ -136,6 +138,8 @@ class Entry:
 
     def touch(self) -> None:
         """Something beside the texts has changed."""
+        if self._lines is not None:
+            self._drawn = self._lines
         self._lines = None
         self._height = None
 
@@ -159,6 +163,7 @@ class Entry:
         self._thinking.forget_lines()
         self._content.forget_lines()
         self._lines = None
+        self._drawn = []
 
     def is_measured(self) -> bool:
         """Whether `height` is exact."""
@@ -172,7 +177,7 @@ class Entry:
         return 3 + text.count("\n") + len(text) // max(width, 1)
 
     def lines(self, painter: Painter) -> list[Strip]:
-        """All lines, the last one empty."""
+        """All lines, the last one empty; those before `changed_from` are as they were."""
         if self._lines is None:
             lines = painter.text(self._head(painter))
             for name in self.attachments:
@@ -183,6 +188,8 @@ class Entry:
                 lines += painter.text(literal(self.note), painter.colours.muted)
             self._lines = [*lines, BLANK]
             self._height = len(self._lines)
+            self.changed_from = _first_difference(self._drawn, self._lines)
+            self._drawn = []
         return self._lines
 
     def _head(self, painter: Painter) -> Text:
@@ -217,3 +224,9 @@ class Entry:
         if self.role == "user":
             return painter.text(literal(self.content)) if self.content else []
         return self._content.lines(painter)
+
+
+def _first_difference(before: Sequence[Strip], now: Sequence[Strip]) -> int:
+    pairs = enumerate(zip(before, now, strict=False))
+    equal = min(len(before), len(now))
+    return next((i for i, (old, new) in pairs if old is not new and old != new), equal)

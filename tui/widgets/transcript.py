@@ -187,11 +187,13 @@ class Transcript(ScrollView, can_focus=True):
         top = self._top_entry()
         self._measure_view()
         before = self._tops[top[0]] if top[0] < len(self._tops) else 0
+        end = self._tops[-1]
         self._place()
         self._keep_view(top, before)
-        if self.entries and changed < len(self.entries):
-            first = self._tops[changed]
-            self.refresh_lines(first, max(self._tops[-1] - first, self.size.height) + 1)
+        if changed == len(self.entries) - 1 and end <= self._tops[-1]:
+            # The last message has grown: what it says above stays.
+            first = self._tops[changed] + self.entries[changed].changed_from
+            self.refresh_lines(first, self._tops[-1] - first)
         else:
             self.refresh()
 

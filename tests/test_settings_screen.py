@@ -12,6 +12,7 @@ from textual.widgets import Button, Input, Select, Static, TextArea
 
 from tui.screens.dialogs import Confirm
 from tui.screens.settings import SettingsResult, SettingsScreen
+from tui.screens.settings_draft import Draft
 from tui.settings import BY_KEY, SETTINGS
 from tui.themes import theme_names
 from tui.widgets.setting_field import SettingField, Unset
@@ -552,3 +553,16 @@ async def test_themes_on_offer() -> None:
     async with app.run_test(size=(80, 24)):
         options = [value for _, value in app.editor("theme")._options]
         assert tuple(options[1:]) == theme_names()
+
+
+def test_the_command_line_stands_between_this_chat_and_this_model() -> None:
+    given = {"chat": {}, "model": {"top_k": 3}, "everything": {"top_k": 4, "min_p": 0.5}}
+    line = [("the command line", {"top_k": 2, "ram": "1GiB"})]
+    draft = Draft(SETTINGS, given, [], None, line)  # type: ignore[arg-type]
+    assert draft.without("chat")["top_k"] == "2 · the command line"
+    assert draft.without("chat")["min_p"] == "0.5 · all models"
+    assert draft.without("model")["top_k"] == "4 · all models"
+    draft.edit("model", "ram", "2GiB")
+    assert not draft.result().reload
+    draft.edit("chat", "ram", "3GiB")
+    assert draft.result().reload

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from textual.screen import Screen
 
+    from tui.chat import Chat
     from tui.launch import Launch
 
 _RELOADED = ("context", "cache_type", "ram", "threads")
@@ -76,19 +77,23 @@ class ChatApp(App[None]):
 
     def layers(self) -> Layers:
         """The settings that count in the chat on the screen."""
-        return Layers([("this chat", self._of_chat()), *self._below_chat()])
+        return Layers(
+            [
+                ("this chat", self._of_chat()),
+                *self._command_line(),
+                ("this model", self._of_model),
+                ("all models", self._of_all),
+                *self._below_all(),
+            ]
+        )
 
     def _of_chat(self) -> Mapping[str, Any]:
-        chat = getattr(self.chat_screen, "chat", None)
+        # Before its screen is shown there is no chat.
+        chat: Chat | None = getattr(self.chat_screen, "chat", None)
         return chat.conversation.settings if chat else {}
 
-    def _below_chat(self) -> list[tuple[str, Mapping[str, Any]]]:
-        return [
-            ("the command line", self.launch.given),
-            ("this model", self._of_model),
-            ("all models", self._of_all),
-            *self._below_all(),
-        ]
+    def _command_line(self) -> list[tuple[str, Mapping[str, Any]]]:
+        return [("the command line", self.launch.given)]
 
     def _below_all(self) -> list[tuple[str, Mapping[str, Any]]]:
         return [("the model's file", self.loaded.recommended)] if self.loaded else []
@@ -111,9 +116,10 @@ class ChatApp(App[None]):
             chat=self._of_chat(),
             model=self._of_model,
             everything=self._of_all,
-            below=[("the command line", self.launch.given), *self._below_all()],
+            below=self._below_all(),
             model_title=self.loaded.title if self.loaded else "no model",
             longest_context=self.loaded.longest_context if self.loaded else None,
+            between=self._command_line(),
         )
         self.push_screen(screen, self._keep_settings)
 

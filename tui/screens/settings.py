@@ -42,7 +42,8 @@ class SettingsScreen(ModalScreen[SettingsResult | None]):
     """Edits the settings of this chat, of this model and of all models; None where nothing is kept.
 
     `below` are the layers under these three, the most specific first, each with a name such as
-    "the model's file". `longest_context` is the model's own limit in tokens.
+    "the model's file"; `between` are those over this model. `longest_context` is the model's own
+    limit in tokens.
     """
 
     CSS_PATH = "settings.tcss"
@@ -64,6 +65,7 @@ class SettingsScreen(ModalScreen[SettingsResult | None]):
         below: Sequence[tuple[str, Mapping[str, Any]]],
         model_title: str,
         longest_context: int | None,
+        between: Sequence[tuple[str, Mapping[str, Any]]] = (),
     ) -> None:
         super().__init__()
         self._settings = SETTINGS
@@ -72,7 +74,7 @@ class SettingsScreen(ModalScreen[SettingsResult | None]):
             "model": model,
             "everything": everything,
         }
-        self._draft = Draft(self._settings, given, below, longest_context)
+        self._draft = Draft(self._settings, given, below, longest_context, between)
         self._model_title = model_title
         self._scope: Scope = "chat"
 

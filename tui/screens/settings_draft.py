@@ -34,8 +34,9 @@ class SettingsResult:
 class Draft:
     """Edits of three scopes, as texts. A value that was not edited stays exactly as it was given.
 
-    `below` are the layers under the three scopes, the most specific first. `longest_context`, in
-    tokens, is the model's own limit, which "all models" need not keep.
+    `between` are layers under this chat and over this model, `below` those under all three, the
+    most specific first. `longest_context`, in tokens, is the model's own limit, which "all models"
+    need not keep.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Draft:
         given: Mapping[Scope, Mapping[str, Any]],
         below: Sequence[tuple[str, Mapping[str, Any]]],
         longest_context: int | None,
+        between: Sequence[tuple[str, Mapping[str, Any]]] = (),
     ) -> None:
         self.settings = settings
         self._by_key = {setting.key: setting for setting in settings}
         self._given = {scope: dict(given[scope]) for scope in SCOPES}
         self._edits: dict[Scope, dict[str, str]] = {scope: {} for scope in SCOPES}
         self._below = below
+        self._between = between
         self._longest_context = longest_context
 
     @property
@@ -104,7 +107,9 @@ class Draft:
     def without(self, scope: Scope) -> dict[str, str]:
         """By key: what counts where this scope leaves the field empty, and where it comes from."""
         lower = SCOPES[SCOPES.index(scope) + 1 :]
-        layers = Layers([*self._layers(lower, edited=True), *self._below], self.settings)
+        between = self._between if scope == "chat" else ()
+        found = [*between, *self._layers(lower, edited=True), *self._below]
+        layers = Layers(found, self.settings)
         return {s.key: _told(s, layers.value(s.key), layers.source(s.key)) for s in self.settings}
 
     def is_blank_but_set(self, scope: Scope, key: str) -> bool:
@@ -115,14 +120,17 @@ class Draft:
     def result(self) -> SettingsResult:
         """The values of the three scopes. Raises `ValueError` while any field is wrong."""
         scopes = {scope: self._scope_values(scope) for scope in SCOPES}
-        before = Layers([*self._layers(SCOPES, edited=False), *self._below], self.settings)
-        after = Layers([*self._layers(SCOPES, edited=True), *self._below], self.settings)
+        before, after = self._all_layers(edited=False), self._all_layers(edited=True)
         reload = any(
             before.value(setting.key) != after.value(setting.key)
             for setting in self.settings
             if setting.needs_reload
         )
         return SettingsResult(**scopes, reload=reload)
+
+    def _all_layers(self, *, edited: bool) -> Layers:
+        chat, *lower = self._layers(SCOPES, edited=edited)
+        return Layers([chat, *self._between, *lower, *self._below], self.settings)
 
     def _given_text(self, scope: Scope, key: str) -> str:
         value = self._given[scope].get(key)

@@ -168,7 +168,7 @@ async def test_shows_values_and_what_counts_where_there_are_none() -> None:
         await pilot.press("f6")
         assert app.editor("min_p").value == "0.25"
         assert app.told("top_k") == "40 · default"
-        assert app.told("show_panel") == "not set: no · default"
+        assert app.told("show_panel") == "not set: yes · default"
         await pilot.press("f6")
         assert app.editor("min_p").value == "0.75"
         assert app.editor("system").text == "be\nkind"

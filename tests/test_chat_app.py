@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from chat_app import in_loop, running
+from textual.events import MouseScrollUp
 
 import localds
 from localds.catalog.resolve import DEMO
@@ -310,3 +311,46 @@ async def test_leaving_in_the_middle_of_a_reply_keeps_what_came(tmp_path: Path) 
     assert reply.content.startswith(shown)
     assert reply.finish in ("stopped", "stop")
     assert time.monotonic() - started < 60
+
+
+@in_loop
+async def test_the_mouse_opens_chats_scrolls_and_presses_the_keys_below(tmp_path: Path) -> None:
+    async with running(tmp_path, size=(160, 40)) as driver:
+        await driver.ask(QUESTION)
+        await driver.press("ctrl+n")
+        await driver.ask("Who made it?")
+        await driver.until(lambda: len(driver.app.chat_screen.sidebar.found) == 2)
+        await driver.pilot.click("#sidebar OptionList", offset=(5, 1))
+        await driver.until(lambda: driver.contents and driver.contents[0] == QUESTION)
+        for _ in range(8):
+            await driver.ask(QUESTION)
+        transcript = driver.app.chat_screen.transcript
+        end = transcript.scroll_y
+        await driver.pilot._post_mouse_events([MouseScrollUp], "#transcript", button=0)
+        await driver.until(lambda: transcript.scroll_y < end)
+        await driver.pilot.click("FooterKey")
+        await driver.until(lambda: driver.app.screen is not driver.app.chat_screen)
+
+
+@in_loop
+async def test_what_a_model_thinks_is_folded_kept_and_left_out_of_the_next_prompt(
+    tmp_path: Path,
+) -> None:
+    """The built-in model does not think, so its own words are put between the tags."""
+    async with running(tmp_path, given={"temperature": 0.0, "max_tokens": 3}) as driver:
+        await driver.ask(QUESTION)
+        reply = driver.chat.conversation.messages[-1]
+        driver.app.store.update(reply.id, thinking="the user asks", thinking_seconds=2.0)
+        driver.chat.open(reply.conversation)
+        assert not driver.entries[1].unfolded
+        await driver.until(lambda: driver.shows("thought for 2 s · 3 words"))
+        await driver.press("ctrl+t")
+        await driver.until(lambda: driver.shows("the user asks"))
+        await driver.send("/set max_tokens 2")
+        await driver.press("ctrl+s")
+        await driver.answered()
+        kept = driver.chat.conversation.messages[-1]
+        assert kept.thinking == "the user asks"
+        assert kept.content.startswith(reply.content)
+        await driver.ask("And now?")
+        assert driver.chat.last_run.request.messages[1]["content"] == kept.content

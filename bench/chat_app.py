@@ -153,9 +153,7 @@ async def reply(app: ChatApp, kind: str, tokens: int) -> Run:
     screen.chat.ask("Tell me about experts.")
     screen._changed()
     await answered(app)
-    last = screen.chat.last_run
-    assert last is not None
-    return last
+    return screen.chat.last_run
 
 
 async def stop(folder: Path, model: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from divergence import mean_kl
 from llama_cpp import find_llama_cpp
 
 import localds
-from training.windows import conversations
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.interop
 
 MEAN_KL = 1e-3
+
+# uint16 [4, 512]: what training.windows.conversations(model, 4, 512) gave at commit d89a944. Made
+# anew, they hold what has come to the commands since, which the model never learned.
+CONVERSATIONS = Path(__file__).parent / "golden" / "guide-conversations.npy"
 
 
 def test_predictions_on_conversations(guide_path: Path, tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_predictions_on_conversations(guide_path: Path, tmp_path: Path) -> None:
     path.symlink_to(guide_path)
     with localds.load(path) as model:
         divergence = []
-        for ids in conversations(model, count=4, size=512).tokens:
+        for ids in np.load(CONVERSATIONS):
             theirs = llama_cpp.logits(path, ids.tolist(), 1, model.geometry.vocabulary)
             divergence.append(mean_kl(theirs, model.logits(ids)))
     print(f"mean KL {np.mean(divergence):.1e}")

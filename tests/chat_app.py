@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from textual.app import App
     from textual.pilot import Pilot
 
 GREEDY = {"temperature": 0.0}
@@ -111,7 +110,3 @@ def in_loop(test: Callable[..., Any]) -> Callable[..., None]:
         asyncio.run(test(*arguments, **keywords))
 
     return sync
-
-
-def svg(app: App[None]) -> str:
-    return app.export_screenshot(title="localds")

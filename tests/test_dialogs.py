@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from chat_app import in_loop
 from rich.color import Color as RichColor
 from rich.color import ColorSystem
 from textual.app import App
@@ -22,21 +21,13 @@ from tui.themes import THEMES, theme_names
 from tui.widgets.literal_editors import LiteralInput, LiteralTextArea
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from textual.screen import Screen
 
 SIZES = [(80, 24), (200, 60)]
 HOSTILE = "[red]x[/red] [@click=app.quit]y[/] \x1b[2J\x1b]0;t\x07 \u202eabc \udcff"
 HOSTILE_SHOWN = r"[red]x[/red] [@click=app.quit]y[/] \x1b[2J\x1b]0;t\x07 \u202eabc \udcff"
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @wraps(test)
-    def run(*args: Any, **options: Any) -> None:
-        asyncio.run(test(*args, **options))
-
-    return run
 
 
 class Host(App[None]):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from chat_app import in_loop
 from textual.app import App
 from textual.binding import Binding
 from textual.screen import Screen
@@ -17,8 +16,6 @@ from tui.screens.help import HelpScreen, KeyGroup, collect_bindings, key_name
 from tui.screens.settings import SettingsScreen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
     from textual.binding import BindingType
 
 GROUPS = [
@@ -26,14 +23,6 @@ GROUPS = [
     KeyGroup("Models", [("Ctrl+O", "Choose a model"), ("Del", "Delete a file")]),
 ]
 COMMANDS = [("/clear", "Begin anew"), ("/system TEXT", "Set the system prompt")]
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @wraps(test)
-    def run(*args: Any, **options: Any) -> None:
-        asyncio.run(test(*args, **options))
-
-    return run
 
 
 class Host(App[None]):

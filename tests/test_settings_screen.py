@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from chat_app import in_loop
 from textual.app import App
 from textual.widgets import Button, Input, Select, Static, TextArea
 
@@ -18,20 +17,12 @@ from tui.themes import theme_names
 from tui.widgets.setting_field import SettingField, Unset
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Mapping
 
     from textual.pilot import Pilot
 
 SIZES = [(80, 24), (200, 60)]
 FILE = ("the model's file", {"temperature": 0.6, "top_p": 0.9})
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @wraps(test)
-    def run(*args: Any, **options: Any) -> None:
-        asyncio.run(test(*args, **options))
-
-    return run
 
 
 class Host(App[None]):

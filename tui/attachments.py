@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import re
 import stat
 from typing import TYPE_CHECKING
 
 from localds.units import format_size
+from tui.fence import fenced
 from tui.literal import literal
 from tui.store.records import Attachment
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 LIMIT_BYTES = 2 * 1024**2
 _BYTES_PER_TOKEN = 4
-_BACKTICKS = re.compile("`+")
 
 
 class AttachmentError(ValueError):
@@ -58,7 +57,7 @@ def estimate_tokens(text: str) -> int:
 
 def compose_message(text: str, attachments: Iterable[Attachment]) -> str:
     """What the model gets: each attachment in a fence below its name, then the user's text."""
-    parts = [_fenced(attachment) for attachment in attachments]
+    parts = [f"{one_line(a.name)}:\n{fenced(a.text)}" for a in attachments]
     if text:
         parts.append(text)
     return "\n\n".join(parts)
@@ -116,10 +115,3 @@ def _decode(content: bytes, name: str) -> str:
             f"cannot attach {one_line(name)}: it is no text in UTF-8 or UTF-16; convert it first"
         )
     return text
-
-
-def _fenced(attachment: Attachment) -> str:
-    longest = max((len(run) for run in _BACKTICKS.findall(attachment.text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    end = "" if attachment.text.endswith("\n") else "\n"
-    return f"{one_line(attachment.name)}:\n{fence}\n{attachment.text}{end}{fence}"

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from localds import monitor
-from localds.catalog.resolve import How, find_model
+from localds.catalog.resolve import find_model, remember_choice
 from localds.gguf import GGUFFile
 from localds.memory.kept_rows import KeepError
 from localds.model import load
 from localds.models import read_geometry
 from localds.recommended import recommended_sampling
 from localds.session import Session
-from localds.settings import LastUsed, remember
+from tui.attachments import estimate_tokens
 from tui.run import Request, Run
 
 if TYPE_CHECKING:
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from localds.memory.placement import Placement
     from localds.model import Model
 
-_REMEMBERED = (How.FILE, How.NAME, How.ONLY)
 _SWITCH_SECONDS = 0.0005
 _PIECE = 1 << 15  # characters
-_ROUGH_BYTES = 4  # of a token, before there is a tokenizer to ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +143,7 @@ class Engine:
         """The length of a text in tokens of the model, nearly; a guess while none is loaded."""
         model = self._model
         if model is None:
-            return len(text.encode(errors="replace")) // _ROUGH_BYTES
+            return estimate_tokens(text)
         # In pieces: the tokenizer holds the interpreter's lock, and keys would wait.
         return sum(
             len(model.tokenizer.encode(text[start : start + _PIECE], bos=False))
@@ -231,8 +229,7 @@ class Engine:
             model.close()
             raise
         self._model = model
-        if found.how in _REMEMBERED:
-            remember(LastUsed(found.path.absolute(), found.title))
+        remember_choice(found)
         self._loaded = Loaded(
             name=name or str(found.path),
             title=found.title,

@@ -10,7 +10,7 @@ from localds.catalog.installed import Installed, find_installed, runs
 from localds.catalog.known import NAME, REPOSITORY, SUGGESTION, known_models
 from localds.catalog.names import Reference, UnknownModelError, UnknownQuantError, parse, suggest
 from localds.catalog.variants import PREFERRED
-from localds.settings import last_used
+from localds.settings import LastUsed, last_used, remember
 from localds.units import format_size
 
 DEMO = Path(__file__).parent.parent / "demo" / "guide.gguf"
@@ -81,6 +81,12 @@ def _by_name(name: str) -> Installed:
     if not installed:
         raise NotInstalledError(_not_installed(name, reference))
     return pick(installed, reference)
+
+
+def remember_choice(found: Found) -> None:
+    """So that the next chat needs no name; the model in the box is not remembered unasked."""
+    if found.how in (How.FILE, How.NAME, How.ONLY):
+        remember(LastUsed(found.path.absolute(), found.title))
 
 
 def pick(installed: list[Installed], reference: Reference) -> Installed:

@@ -98,7 +98,7 @@ def chat(
     }
     with clear_errors():
         question = _with_piped_input(prompt)
-        from localds.catalog.resolve import find_model
+        from localds.catalog.resolve import find_model, remember_choice
         from localds.commands.loading import load_model
         from localds.recommended import recommended_sampling
 
@@ -111,7 +111,7 @@ def chat(
         with load_model(
             found.path, ram=ram, threads=threads, context=context, cache_type=cache_type
         ) as loaded:
-            _remember(found)
+            remember_choice(found)
             sampling |= _not_given(command, recommended_sampling(loaded.gguf))
             options = {"max_tokens": max_tokens, "stop": tuple(stop or ()), **sampling}
             session = loaded.session(context, cache_type=cache_type)
@@ -167,15 +167,6 @@ def _announce(found: Found) -> str:
         f"localds: {found.how}, so this is the built-in demo, a guide to localds; "
         f"for a real model: {remedy}"
     )
-
-
-def _remember(found: Found) -> None:
-    """So that the next chat needs no name; the demo is never remembered."""
-    from localds.catalog.resolve import How
-    from localds.settings import LastUsed, remember
-
-    if found.how in (How.FILE, How.NAME, How.ONLY):
-        remember(LastUsed(found.path.absolute(), found.title))
 
 
 def _not_given(command: typer.Context, recommended: dict[str, Any]) -> dict[str, Any]:

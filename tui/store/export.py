@@ -6,6 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from tui.fence import fenced
 from tui.store.document import FORMAT, VERSION, parse_document
 from tui.store.error import StoreError
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tui.store.conversations import ConversationStore
-    from tui.store.records import Attachment, Conversation, Message
+    from tui.store.records import Conversation, Message
 
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)")
 
@@ -90,18 +91,10 @@ def _message_blocks(message: Message) -> Iterator[str]:
     yield f"## {message.role.capitalize()}"
     for attachment in message.attachments:
         yield f"Attached: {_one_line(attachment.name)}"
-        yield _fenced(attachment)
+        yield fenced(attachment.text)
     if message.thinking:
         yield _details(message)
     yield _closed(message.content)
-
-
-def _fenced(attachment: Attachment) -> str:
-    """The text between fences that are longer than any inside it."""
-    longest = max(map(len, re.findall("`+", attachment.text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    ending = "" if attachment.text.endswith("\n") else "\n"
-    return f"{fence}\n{attachment.text}{ending}{fence}"
 
 
 def _details(message: Message) -> str:

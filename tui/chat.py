@@ -163,9 +163,10 @@ class Chat:
         self._finish(replying, "stopped")
         return True
 
-    def draw(self) -> bool:
-        """Show what the reply has become; whether it has."""
-        return self.replying is not None and self.replying.draw()
+    def draw(self) -> None:
+        """Show what the reply has become."""
+        if self.replying is not None:
+            self.replying.draw()
 
     def ended(self, run: Run) -> None:
         """The engine is done with a reply."""

@@ -69,20 +69,18 @@ class Replying:
         self._thought_before = message.thinking_seconds
         entry.streaming = True
 
-    def draw(self) -> bool:
-        """Show what is new, unless drawing takes too much of the time; whether anything was."""
-        if time.monotonic() < self._next_draw:
-            return False
+    def draw(self) -> None:
+        """Show what is new, unless drawing takes too much of the time."""
         started = time.monotonic()
-        changed = self._take()
-        if changed:
+        if started < self._next_draw:
+            return
+        if self._take():
             self._transcript.changed(self.entry)
         now = time.monotonic()
         self._next_draw = now + (now - started) * (1 / _SHARE - 1)
         if now - self._saved_at >= _SAVE_SECONDS and not self._writer.busy:
             self._saved_at = now
             self._writer.update(self.message.id, **self._texts())
-        return changed
 
     def end(self, finish: str) -> dict[str, Any]:
         """Show and save the last of it; returns what has changed in the message."""

@@ -127,7 +127,7 @@ class ChatScreen(Screen[None]):
         self.prompt.commands = self.commands.all
         self.prompt.history = self._earlier_questions()
         self._counter = self.store.change_counter()
-        self.set_interval(_DRAW_SECONDS, self._draw)
+        self.set_interval(_DRAW_SECONDS, self.chat.draw)
         self.set_interval(_STATUS_SECONDS, self.show_status)
         self.set_interval(_PANEL_SECONDS, self._tick)
         self.set_interval(_IDLE_SECONDS, self._look_around)
@@ -187,9 +187,6 @@ class ChatScreen(Screen[None]):
         self.transcript.set_class(empty, "hidden")
 
     # Now and then
-
-    def _draw(self) -> None:
-        self.chat.draw()
 
     def _tick(self) -> None:
         if self.chat.replying is not None or self.app.engine.loading is not None:

@@ -5,7 +5,7 @@ Lines are drawn when they are first needed, and of a text that grows only the bl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 from textual.strip import Strip
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tui.markdown.paint import Painter
+    from tui.store.records import Role
 
-Role = Literal["user", "assistant"]
 BLANK = Strip.blank(0)
 
 
@@ -101,7 +101,6 @@ class Entry:
         self.branch = branch
         self.attachments = tuple(attachments)
         self.thinking_seconds = thinking_seconds
-        self.thinking_tokens = 0
         self.note = note
         self.streaming = False
         self._unfolded = False

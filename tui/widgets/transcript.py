@@ -8,6 +8,7 @@ lies above.
 from __future__ import annotations
 
 from bisect import bisect_right
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from time import perf_counter
@@ -25,7 +26,7 @@ from textual.strip import Strip
 from tui.markdown.paint import Colours, Painter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from textual import events
     from textual.selection import Selection
@@ -184,12 +185,9 @@ class Transcript(ScrollView, can_focus=True):
         """Entries from index `changed` on are new or have changed: find all lines' places again."""
         if not self.is_attached or not self.size.width:
             return
-        top = self._top_entry()
-        self._measure_view()
-        before = self._tops[top[0]] if top[0] < len(self._tops) else 0
         end = self._tops[-1]
-        self._place()
-        self._keep_view(top, before)
+        with self._holding_view():
+            self._measure_view()
         if changed == len(self.entries) - 1 and end <= self._tops[-1]:
             # The last message has grown: what it says above stays.
             first = self._tops[changed] + self.entries[changed].changed_from
@@ -211,8 +209,16 @@ class Transcript(ScrollView, can_focus=True):
         index = max(min(bisect_right(self._tops, y) - 1, len(self.entries) - 1), 0)
         return index, y - self._tops[min(index, len(self._tops) - 1)]
 
-    def _keep_view(self, top: tuple[int, int], before: int) -> None:
-        """Follow the end, or leave what is in view where it is when guessed heights were wrong."""
+    @contextmanager
+    def _holding_view(self) -> Iterator[None]:
+        """Find lines' places after messages were measured; follow the end, or stay where it was.
+
+        Heights above the view may have been guessed wrong.
+        """
+        top = self._top_entry()
+        before = self._tops[top[0]] if top[0] < len(self._tops) else 0
+        yield
+        self._place()
         if self._following:
             self._go_to(self.max_scroll_y)
         elif top[0] < len(self._tops) and self._tops[top[0]] != before:
@@ -249,22 +255,16 @@ class Transcript(ScrollView, can_focus=True):
         """Measure more, from the end on, while nobody waits for anything."""
         if not self.size.width or (self.entries and self.entries[-1].streaming):
             return
-        unknown = [i for i in reversed(range(len(self.entries))) if not self._is_known(i)]
+        unknown = [entry for entry in reversed(self.entries) if not entry.is_measured()]
         if not unknown:
             return
-        top = self._top_entry()
-        before = self._tops[top[0]]
         started = perf_counter()
-        for i in unknown:
-            self._measure(i, self.painter.width)
-            self.entries[i].release()
-            if perf_counter() - started > _SLICE_SECONDS:
-                break
-        self._place()
-        self._keep_view(top, before)
-
-    def _is_known(self, index: int) -> bool:
-        return self.entries[index].is_measured()
+        with self._holding_view():
+            for entry in unknown:
+                entry.lines(self.painter)
+                entry.release()
+                if perf_counter() - started > _SLICE_SECONDS:
+                    break
 
     def _release_far(self) -> None:
         index, _ = self._top_entry()
@@ -306,19 +306,11 @@ class Transcript(ScrollView, can_focus=True):
             self._measure_after_scroll()
 
     def _measure_after_scroll(self) -> None:
-        if all(self._is_known(i) for i in range(*self._in_view())):
-            return
-        top = self._top_entry()
-        before = self._tops[top[0]]
-        self._measure_view()
-        self._place()
-        self._keep_view(top, before)
-
-    def _in_view(self) -> tuple[int, int]:
-        """The range of entries that are in view."""
         first = self._top_entry()[0]
-        last = bisect_right(self._tops, round(self.scroll_y) + self.size.height)
-        return first, min(last, len(self.entries))
+        end = bisect_right(self._tops, round(self.scroll_y) + self.size.height)
+        if not all(entry.is_measured() for entry in self.entries[first:end]):
+            with self._holding_view():
+                self._measure_view()
 
     async def on_click(self, event: events.Click) -> None:
         """Select a message; fold or unfold what it thought."""

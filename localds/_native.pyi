@@ -199,6 +199,19 @@ class ExpertStore:
     def resident(self) -> NDArray[np.uint8]:
         """For each key, 1 if the expert lies in memory now, else 0."""
 
+    def fetch(
+        self,
+        layer: int,
+        experts: NDArray[np.int32],
+        outs: list[NDArray[np.uint8]],
+        tokens: NDArray[np.int64] | int,
+    ) -> None:
+        """Copy experts to `outs`, one uint8 [len(experts), bytes] for each part of the layer.
+
+        `experts` ascend; `tokens` is how many want each. All that are missing are read at once.
+        Raises ReadError, and ValueError before anything is read.
+        """
+
     def stats(self) -> StoreStats:
         """All that was done since the store was made."""
 
@@ -311,8 +324,18 @@ class MoeLayer:
 
     def forward(self, x: _Floats, recorder: Recorder | None = None) -> None: ...
     def route(self, x: _Floats, ids: NDArray[np.int32], weights: _Floats) -> None: ...
+    def add_rest(self, x: _Floats, ids: NDArray[np.int32], weights: _Floats, out: _Floats) -> None:
+        """Add to `out` what the experts that are not elsewhere make of x, not yet normalized.
+
+        `ids` and `weights` [n_tokens, top_k] are choices made elsewhere. Only `out` is changed. The
+        shared expert is left out. Raises ValueError for an id that is no expert's.
+        """
+
+    def set_elsewhere(self, mask: NDArray[np.uint8]) -> None:
+        """Say which experts, 1 in mask [experts], `add_rest` leaves out; `forward` runs all."""
+
     def uses(self) -> NDArray[np.uint64]:
-        """Tokens that `forward` sent to each expert so far, [experts]; never waits for it."""
+        """Tokens sent to each expert so far, [experts], those elsewhere included; never waits."""
 
 class HeadLayer:
     def __init__(self, norm: _Floats, output: Matrix, eps: float) -> None: ...

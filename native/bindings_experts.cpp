@@ -1,6 +1,7 @@
 // The store of experts for Python: what fills it, how large it is, what it did.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -9,10 +10,12 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "bindings.h"
 #include "experts/direct_file.h"
+#include "experts/fetch.h"
 #include "experts/store.h"
 
 using namespace nanobind::literals;
@@ -23,6 +26,8 @@ namespace {
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Keys = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Counts = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Tokens = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ExpertRows = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Part = std::tuple<int32_t, int64_t, int64_t>;
 
 // Ctrl-C ends a call that waits for the disk.
@@ -56,6 +61,52 @@ nb::ndarray<nb::numpy, T> of_keys(ExpertStore& store, std::vector<T> (ExpertStor
   auto* copy = new T[values.size()];
   std::copy(values.begin(), values.end(), copy);
   return to_numpy(copy, {values.size()});
+}
+
+std::vector<ExpertCall::Use> to_uses(const Keys& experts,
+                                     const std::variant<Tokens, int64_t>& tokens) {
+  const auto* each = std::get_if<Tokens>(&tokens);
+  if (each && each->size() != experts.size()) {
+    throw std::invalid_argument("fetch: tokens of " + std::to_string(each->size()) +
+                                " experts, but " + std::to_string(experts.size()) + " experts");
+  }
+  std::vector<ExpertCall::Use> uses;
+  for (size_t i = 0; i < experts.size(); ++i) {
+    uses.push_back({experts.data()[i], each ? each->data()[i] : std::get<int64_t>(tokens)});
+  }
+  return uses;
+}
+
+// Where the outs lie, after a look at their shapes.
+std::vector<uint8_t*> to_pointers(const std::vector<ExpertRows>& outs,
+                                  const std::vector<ExpertPart>& parts, size_t experts) {
+  if (outs.size() != parts.size()) {
+    throw std::invalid_argument("fetch: " + std::to_string(outs.size()) + " outs for " +
+                                std::to_string(parts.size()) + " parts");
+  }
+  const auto shape = [](size_t rows, size_t columns) {
+    return "[" + std::to_string(rows) + ", " + std::to_string(columns) + "]";
+  };
+  std::vector<uint8_t*> pointers;
+  for (size_t p = 0; p < outs.size(); ++p) {
+    const auto bytes = static_cast<size_t>(parts[p].bytes);
+    if (outs[p].shape(0) != experts || outs[p].shape(1) != bytes) {
+      throw std::invalid_argument("fetch: out " + std::to_string(p) + " has shape " +
+                                  shape(outs[p].shape(0), outs[p].shape(1)) + ", expected " +
+                                  shape(experts, bytes));
+    }
+    pointers.push_back(outs[p].data());
+  }
+  return pointers;
+}
+
+void fetch_experts(ExpertStore& store, int64_t layer, Keys experts,
+                   const std::vector<ExpertRows>& outs,
+                   const std::variant<Tokens, int64_t>& tokens) {
+  const std::vector<uint8_t*> to = to_pointers(outs, store.layer(layer).parts, experts.size());
+  const std::vector<ExpertCall::Use> uses = to_uses(experts, tokens);
+  const nb::gil_scoped_release release;
+  fetch(store, layer, uses, to);
 }
 
 void read_file(const DirectFile& file, int64_t start, Bytes out) {
@@ -102,6 +153,8 @@ void bind_experts(nb::module_& m) {
           [](ExpertStore& store, Counts counts) { store.restore({counts.data(), counts.size()}); },
           "counts"_a)
       .def("resident", [](ExpertStore& store) { return of_keys(store, &ExpertStore::resident); })
+      .def("fetch", fetch_experts, "layer"_a, "experts"_a.noconvert(), "outs"_a.noconvert(),
+           "tokens"_a)
       .def("stats", &ExpertStore::stats, nb::call_guard<nb::gil_scoped_release>())
       .def("take_stats", &ExpertStore::take_stats);
 }

@@ -26,6 +26,8 @@ namespace {
 
 using Hidden = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ids = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ChosenIds = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Mask = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using TokenIds = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using CacheData = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -141,6 +143,24 @@ void moe_route(const MoeLayer& layer, FloatRows x, Ids ids, Hidden weights) {
   layer.route(x.data(), n, ids.data(), weights.data());
 }
 
+void moe_add_rest(const MoeLayer& layer, FloatRows x, ChosenIds ids, FloatRows weights,
+                  Hidden out) {
+  const int64_t n = check_rows("add_rest", "x", x, layer.hidden());
+  check_rows("add_rest", "ids", ids, layer.top_k());
+  check_rows("add_rest", "weights", weights, layer.top_k());
+  check_rows("add_rest", "out", out, layer.hidden());
+  check_same("add_rest", n, ids.shape(0));
+  check_same("add_rest", n, weights.shape(0));
+  check_same("add_rest", n, out.shape(0));
+  const nb::gil_scoped_release release;
+  layer.add_rest(x.data(), n, ids.data(), weights.data(), out.data());
+}
+
+void moe_set_elsewhere(MoeLayer& layer, Mask mask) {
+  const nb::gil_scoped_release release;
+  layer.set_elsewhere({mask.data(), mask.size()});
+}
+
 nb::ndarray<nb::numpy, uint64_t> moe_uses(const MoeLayer& layer) {
   const auto experts = static_cast<size_t>(layer.experts());
   auto* uses = new uint64_t[experts];
@@ -215,6 +235,9 @@ void bind_feed_forward(nb::module_& m) {
           "store"_a, "layer"_a, "fused"_a, nb::keep_alive<1, 2>())
       .def("look_ahead_to", &MoeLayer::look_ahead_to, "next"_a, nb::keep_alive<1, 2>())
       .def("route", moe_route, "x"_a.noconvert(), "ids"_a.noconvert(), "weights"_a.noconvert())
+      .def("add_rest", moe_add_rest, "x"_a.noconvert(), "ids"_a.noconvert(),
+           "weights"_a.noconvert(), "out"_a.noconvert())
+      .def("set_elsewhere", moe_set_elsewhere, "mask"_a.noconvert())
       .def("uses", moe_uses);
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,10 @@ Matrix one_of(const Matrix& stack, int64_t id) {
   return one;
 }
 
+int64_t count_pairs(std::span<const ActiveExpert> experts) {
+  return experts.empty() ? 0 : experts.back().first + experts.back().count;
+}
+
 }  // namespace
 
 MoeLayer::MoeLayer(Norm norm, Matrix router_weight, Router router, FfnWeights experts,
@@ -34,6 +39,7 @@ MoeLayer::MoeLayer(Norm norm, Matrix router_weight, Router router, FfnWeights ex
       router_(std::move(router)),
       experts_(std::move(experts)),
       shared_(std::move(shared)),
+      elsewhere_(static_cast<size_t>(router_.experts)),
       uses_(static_cast<size_t>(router_.experts)) {
   router_.check();
   if (needs_int8(router_weight_)) throw std::invalid_argument("moe: the router must be float");
@@ -66,7 +72,7 @@ void MoeLayer::forward(float* x, int64_t n, Recorder* recorder) const {
   const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows, int8);
 
   float* logits = scratch.take<float>(n * router_.experts);
-  float* shared_middle = scratch.take<float>(n * (shared_ ? shared_->gate.rows : 0));
+  float* shared_middle = shared_ ? scratch.take<float>(n * shared_->gate.rows) : nullptr;
   int32_t* ids = scratch.take<int32_t>(n * router_.top_k);
   float* weights = scratch.take<float>(n * router_.top_k);
   // Where experts will have to be read, the choice goes first.
@@ -77,14 +83,51 @@ void MoeLayer::forward(float* x, int64_t n, Recorder* recorder) const {
     score_and_share(in, logits, shared_middle, scratch);
   }
   choose(logits, n, ids, weights, scratch);
-  const std::span<ActiveExpert> experts = group(ids, weights, n, scratch);
-  count(experts);
-  const Routing routing{&in, x, n, experts, n * router_.top_k, recorder};
+  const std::span<const int32_t> chosen(ids, static_cast<size_t>(n * router_.top_k));
+  count(chosen);
+  const std::span<ActiveExpert> experts = group(chosen, weights, nullptr, scratch);
+  const Routing routing{x, &in, x, n, experts, count_pairs(experts), recorder};
   if (recorder) recorder->add("hidden", in);
   if (stored_) {
     add_stored(routing, shared_middle, hurry, scratch);
   } else {
     add_resident(routing, shared_middle, scratch);
+  }
+}
+
+void MoeLayer::add_rest(const float* x, int64_t n, const int32_t* ids, const float* weights,
+                        float* out) const {
+  if (n == 0) return;
+  const std::span<const int32_t> chosen(ids, static_cast<size_t>(n * router_.top_k));
+  check_ids(chosen);
+  Scratch scratch;
+  count(chosen);
+  const std::span<ActiveExpert> experts = group(chosen, weights, elsewhere_.data(), scratch);
+  float* hidden_rows = scratch.take<float>(n * hidden());
+  const bool int8 = needs_int8(experts_.gate) || needs_int8(experts_.up);
+  const Activations in = normalized(scratch.activations(0), norm_, x, n, hidden_rows, int8);
+  const Routing routing{x, &in, out, n, experts, count_pairs(experts), nullptr};
+  if (stored_) {
+    add_stored(routing, nullptr, stored_->store->misses(), scratch);
+  } else if (!experts.empty()) {
+    add_resident(routing, nullptr, scratch);
+  }
+}
+
+void MoeLayer::set_elsewhere(std::span<const uint8_t> mask) {
+  if (static_cast<int64_t>(mask.size()) != router_.experts) {
+    throw std::invalid_argument("moe: a mask of " + std::to_string(mask.size()) +
+                                " experts, expected " + std::to_string(router_.experts));
+  }
+  const Scratch turn;
+  elsewhere_.assign(mask.begin(), mask.end());
+}
+
+void MoeLayer::check_ids(std::span<const int32_t> ids) const {
+  for (int32_t id : ids) {
+    if (id >= 0 && id < router_.experts) continue;
+    throw std::invalid_argument("moe: there is no expert " + std::to_string(id) + " among " +
+                                std::to_string(router_.experts));
   }
 }
 
@@ -138,21 +181,22 @@ void MoeLayer::choose(float* logits, int64_t n, int32_t* ids, float* weights,
   });
 }
 
-// Counting sort of the choices by expert, then token.
-std::span<ActiveExpert> MoeLayer::group(const int32_t* ids, const float* weights, int64_t n,
-                                        Scratch& scratch) const {
-  const int64_t pairs = n * router_.top_k;
+// Counting sort of the choices by expert, then token, without the experts where `left_out` has 1.
+std::span<ActiveExpert> MoeLayer::group(std::span<const int32_t> ids, const float* weights,
+                                        const uint8_t* left_out, Scratch& scratch) const {
+  const auto pairs = static_cast<int64_t>(ids.size());
+  const auto stays = [&](int64_t e) { return !left_out || !left_out[e]; };
   auto* experts = scratch.take<ActiveExpert>(router_.experts);
   auto* next = scratch.take<int64_t>(router_.experts);
   auto* tokens = scratch.take<int32_t>(pairs);
   auto* pair_weights = scratch.take<float>(pairs);
   std::fill(next, next + router_.experts, 0);
-  for (int64_t i = 0; i < pairs; ++i) ++next[ids[i]];
+  for (int32_t id : ids) ++next[id];
 
   size_t active = 0;
   int64_t first = 0;
   for (int64_t e = 0; e < router_.experts; ++e) {
-    const int64_t count = next[e];
+    const int64_t count = stays(e) ? next[e] : 0;
     if (count > 0) {
       const FfnWeights one{one_of(experts_.gate, e), one_of(experts_.up, e),
                            one_of(experts_.down, e)};
@@ -163,18 +207,17 @@ std::span<ActiveExpert> MoeLayer::group(const int32_t* ids, const float* weights
     first += count;
   }
   for (int64_t i = 0; i < pairs; ++i) {
-    const int64_t at = next[ids[i]]++;
+    const int32_t id = ids[static_cast<size_t>(i)];
+    if (!stays(id)) continue;
+    const int64_t at = next[id]++;
     tokens[at] = static_cast<int32_t>(i / router_.top_k);
     pair_weights[at] = weights[i];
   }
   return {experts, active};
 }
 
-void MoeLayer::count(std::span<const ActiveExpert> experts) const {
-  for (const ActiveExpert& e : experts) {
-    uses_[static_cast<size_t>(e.id)].fetch_add(static_cast<uint64_t>(e.count),
-                                               std::memory_order_relaxed);
-  }
+void MoeLayer::count(std::span<const int32_t> ids) const {
+  for (int32_t id : ids) uses_[static_cast<size_t>(id)].fetch_add(1, std::memory_order_relaxed);
 }
 
 void MoeLayer::uses(uint64_t* uses) const {
@@ -187,17 +230,17 @@ void MoeLayer::add_resident(const Routing& routing, const float* shared_middle,
       gate_experts(routing.experts, *routing.x, scratch.activations(1), scratch);
   Activations shared_gated;
   std::optional<SharedExpert> shared;
-  if (shared_) {
+  if (shared_middle) {
     shared_gated = ready_shared(shared_middle, routing.n, scratch);
     shared = {&shared_->down, &shared_gated};
   }
   if (routing.recorder) record(routing, routing.experts, gated, shared, scratch);
   const SharedExpert* with = shared ? &*shared : nullptr;
   if (routing.pairs > kFewPairs) {
-    return add_experts(routing.experts, gated, with, routing.residual, hidden(), scratch);
+    return add_experts(routing.experts, gated, with, routing.out, hidden(), scratch);
   }
   float* outputs = scratch.take<float>(routing.pairs * hidden());
-  float* shared_outputs = scratch.take<float>(routing.n * hidden());
+  float* shared_outputs = with ? scratch.take<float>(routing.n * hidden()) : nullptr;
   down_experts(routing.experts, gated, outputs, with, shared_outputs, scratch);
   sum(routing, outputs, shared_outputs);
 }
@@ -213,31 +256,31 @@ void MoeLayer::add_stored(const Routing& routing, float* shared_middle, bool hur
   ExpertCall call(*stored_->store, stored_->layer, routing.n, {uses, routing.experts.size()});
   const bool few = routing.pairs <= kFewPairs;
   const bool ahead = next_ && hurry && stored_->store->looks_ahead();
-  if (ahead && !few && routing.pairs >= kPairsForAll * next_->router_.experts) {
-    std::vector<int32_t> all(static_cast<size_t>(next_->router_.experts));
-    std::iota(all.begin(), all.end(), 0);
-    next_->stored_->store->expect(next_->stored_->layer, all);
-  }
+  const int64_t choices = routing.n * router_.top_k;  // of experts elsewhere, too
+  const bool ask_next = ahead && choices <= kFewPairs;
+  if (ahead && !ask_next && choices >= kPairsForAll * next_->router_.experts) expect_all_of_next();
 
-  float* outputs = scratch.take<float>(few ? routing.pairs * hidden() : 0);
-  float* shared_outputs = scratch.take<float>(few ? routing.n * hidden() : 0);
+  float* outputs = few ? scratch.take<float>(routing.pairs * hidden()) : nullptr;
+  float* shared_outputs =
+      few && shared_middle ? scratch.take<float>(routing.n * hidden()) : nullptr;
   Activations shared_gated;
   std::optional<SharedExpert> shared;
-  if (shared_) {
+  if (shared_middle) {
     if (hurry) {
       gated_rows("experts: shared gate, up", *shared_, *routing.x, shared_middle, scratch);
     }
     shared_gated = ready_shared(shared_middle, routing.n, scratch);
     shared = {&shared_->down, &shared_gated};
   }
-  if (ahead && few) expect_next(routing.residual, routing.n, scratch);
-  compute_arriving(routing, call, few ? outputs : nullptr, shared, shared_outputs, scratch);
+  if (ask_next) expect_next(routing.residual, routing.n, scratch);
+  compute_arriving(routing, call, outputs, shared, shared_outputs, scratch);
   if (few) {
     sum(routing, outputs, shared_outputs);
   } else if (shared) {
-    add_experts({}, {}, &*shared, routing.residual, hidden(), scratch);
+    add_experts({}, {}, &*shared, routing.out, hidden(), scratch);
   }
-  if (ahead && few) expect_next(routing.residual, routing.n, scratch);
+  const bool updated = routing.out == routing.residual;
+  if (ask_next && updated) expect_next(routing.residual, routing.n, scratch);
 }
 
 void MoeLayer::compute_arriving(const Routing& routing, ExpertCall& call, float* outputs,
@@ -266,7 +309,7 @@ void MoeLayer::compute_arriving(const Routing& routing, ExpertCall& call, float*
       const SharedExpert* with = first && shared ? &*shared : nullptr;
       down_experts(experts, gated, outputs, with, shared_outputs, scratch);
     } else {
-      add_experts(experts, gated, nullptr, routing.residual, hidden(), scratch);
+      add_experts(experts, gated, nullptr, routing.out, hidden(), scratch);
     }
     first = false;
     scratch.rewind(mark);
@@ -283,17 +326,17 @@ void MoeLayer::place(FfnWeights& weights, const ExpertCall& call, int64_t use) c
   weights.down.data = call.data(use, fused ? 1 : 2);
 }
 
-// x += weight * output for every pair, by ascending expert, then the shared expert's.
+// out += weight * output for every pair, by ascending expert, then the shared expert's, if any.
 void MoeLayer::sum(const Routing& routing, const float* outputs,
                    const float* shared_outputs) const {
   const Timed timed("experts: sum");
   for (const ActiveExpert& e : routing.experts) {
     for (int64_t i = 0; i < e.count; ++i) {
       kernels().axpy(e.token_weights[i], outputs + (e.first + i) * hidden(), hidden(),
-                     routing.residual + e.tokens[i] * hidden());
+                     routing.out + e.tokens[i] * hidden());
     }
   }
-  if (shared_) kernels().axpy(1.0f, shared_outputs, routing.n * hidden(), routing.residual);
+  if (shared_outputs) kernels().axpy(1.0f, shared_outputs, routing.n * hidden(), routing.out);
 }
 
 // What the next layer would choose if nothing were added before it is mostly what it will choose:
@@ -303,7 +346,19 @@ void MoeLayer::expect_next(const float* x, int64_t n, Scratch& scratch) const {
   int32_t* ids = scratch.take<int32_t>(pairs);
   float* weights = scratch.take<float>(pairs);
   next_->route(x, n, ids, weights, scratch);
-  next_->stored_->store->expect(next_->stored_->layer, {ids, static_cast<size_t>(pairs)});
+  next_->expect({ids, ids + pairs});
+}
+
+void MoeLayer::expect_all_of_next() const {
+  std::vector<int32_t> all(static_cast<size_t>(next_->router_.experts));
+  std::iota(all.begin(), all.end(), 0);
+  next_->expect(std::move(all));
+}
+
+// Has the store read what is not elsewhere of this layer's experts.
+void MoeLayer::expect(std::vector<int32_t> ids) const {
+  std::erase_if(ids, [&](int32_t id) { return elsewhere_[static_cast<size_t>(id)] != 0; });
+  stored_->store->expect(stored_->layer, ids);
 }
 
 void MoeLayer::record(const Routing& routing, std::span<const ActiveExpert> experts,

@@ -46,7 +46,8 @@ class ExpertStore:
             if tensors:
                 self._layers[tensors[-1].name] = len(layers)
                 layers.append((block, [_part(t, files[t.path], geometry.experts) for t in tensors]))
-        self.expert_bytes = [sum(nbytes for _, _, nbytes in parts) for _, parts in layers]
+        self._part_bytes = [[nbytes for _, _, nbytes in parts] for _, parts in layers]
+        self.expert_bytes = [sum(sizes) for sizes in self._part_bytes]
         self.experts = geometry.experts
         self.layers = len(layers)
         self.native = _native.ExpertStore(
@@ -63,11 +64,32 @@ class ExpertStore:
 
     def attach(self, layer: _native.MoeLayer, weights: MoeWeights) -> None:
         """Have a layer take its experts from here, and the one before look ahead to it."""
-        number = self._layers[weights.down.name]
+        number = self.number(weights)
         layer.read_from(self.native, number, fused=weights.gate_up is not None)
         if number > 0 and self._last is not None:
             self._last.look_ahead_to(layer)
         self._last = layer
+
+    def number(self, weights: MoeWeights) -> int:
+        """The number that a layer has here; they count from 0 in the model's order."""
+        return self._layers[weights.down.name]
+
+    def fetch(
+        self,
+        number: int,
+        experts: NDArray[np.int32],
+        tokens: NDArray[np.int64] | int = 1,
+    ) -> list[NDArray[np.uint8]]:
+        """Copies of some of a layer's experts, as they lie in the file.
+
+        `experts` are ascending ids [m]; `tokens`, for each or for all, is how many want it. Returns
+        arrays [m, bytes of a part], in the order gate_up, down or gate, up, down. Of a layer, parts
+        that are fetched one after another should ascend, and come after what the CPU computes.
+        Raises `ReadError`, and ValueError for ids that are no experts' or do not ascend.
+        """
+        outs = [np.empty((len(experts), size), np.uint8) for size in self._part_bytes[number]]
+        self.native.fetch(number, experts, outs, tokens)
+        return outs
 
     def warm(self, counts: NDArray[np.uint32] | None = None) -> None:
         """Fill the pool in the background with the experts that were used most.

@@ -237,6 +237,15 @@ void ExpertStore::let_go(int32_t key) {
   e = Entry{};
 }
 
+const StoredLayer& ExpertStore::layer(int64_t layer) const {
+  const auto layers = static_cast<int64_t>(layers_.size());
+  if (layer < 0 || layer >= layers) {
+    throw std::invalid_argument("expert store: there is no layer " + std::to_string(layer) +
+                                " among " + std::to_string(layers));
+  }
+  return layers_[static_cast<size_t>(layer)];
+}
+
 bool ExpertStore::misses() {
   const std::lock_guard lock(mutex_);
   return calls_without_miss_ < kQuietCalls;
@@ -406,15 +415,20 @@ std::string ExpertStore::describe(int32_t key) const {
 
 // ---- a layer's call ----
 
-ExpertCall::ExpertCall(ExpertStore& store, int64_t layer, int64_t tokens, std::span<const Use> uses)
+ExpertCall::ExpertCall(ExpertStore& store, int64_t layer, int64_t tokens, std::span<const Use> uses,
+                       Extent extent)
     : store_(store), layer_(layer), uses_(uses), given_out_(uses.size()) {
   std::vector<int32_t> keys;
   for (const Use& use : uses) keys.push_back(store_.key(layer, use.expert));
+  const bool whole = extent == Extent::kLayer;
+  // To the policy, each part is a layer of its own between the call of its layer and the next one.
+  const int64_t place = layer * (store_.sizes_.experts + 1);
+  const int64_t part = whole || uses.empty() ? 0 : 1 + uses.front().expert;
   const std::lock_guard lock(store_.mutex_);
   ++store_.calls_without_miss_;
   if (store_.pause_ > 0) --store_.pause_;
-  store_.policy_.begin(layer, tokens, keys);
-  store_.expire(keys);
+  store_.policy_.begin(place + part, tokens, keys);
+  if (whole) store_.expire(keys);
   pump();
 }
 

@@ -74,6 +74,10 @@ class ExpertStore {
               StoreSizes sizes);
   ~ExpertStore();
 
+  // Throws std::invalid_argument for a layer that there is not.
+  const StoredLayer& layer(int64_t layer) const;
+  int64_t experts() const { return sizes_.experts; }  // of a layer
+
   // Whether anything was missing of late.
   bool misses();
   // Whether it pays to say what to expect: reads ahead are judged by what they save and cost.
@@ -191,16 +195,20 @@ class ExpertStore {
   std::vector<std::thread> readers_;
 };
 
-// The experts that one layer needs in one forward.
+// The experts that one layer needs in one forward, or some of them.
 class ExpertCall {
  public:
   struct Use {
     int32_t expert;
     int64_t tokens;
   };
+  // A part does not tell which experts the layer does not need. Parts that follow each other by
+  // ascending expert are of one pass through the model; the layer's own call goes before them.
+  enum class Extent { kLayer, kPart };
 
   // `uses` by ascending expert; they must outlive the call.
-  ExpertCall(ExpertStore& store, int64_t layer, int64_t tokens, std::span<const Use> uses);
+  ExpertCall(ExpertStore& store, int64_t layer, int64_t tokens, std::span<const Use> uses,
+             Extent extent = Extent::kLayer);
   ~ExpertCall();
   ExpertCall(const ExpertCall&) = delete;
   ExpertCall& operator=(const ExpertCall&) = delete;

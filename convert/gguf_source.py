@@ -14,7 +14,7 @@ from convert.source import Source, Target
 from convert.weights import matrix_shape, widen
 from localds import _native
 from localds.gguf import GGMLType, GGUFError, GGUFFile
-from localds.ops.cpu import COMPUTED
+from localds.ops.tensors import COMPUTED
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from llama_cpp import find_library
 
 from localds import _native
 from localds.gguf import GGMLType
-from localds.ops.cpu import COMPUTED
+from localds.ops.tensors import COMPUTED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

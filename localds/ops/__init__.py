@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,6 +186,18 @@ class FeedForward(Protocol[X]):
     """x + feed_forward(norm(x))."""
 
     def __call__(self, x: X) -> X:  # noqa: D102
+        ...
+
+
+@runtime_checkable
+class ExpertLayer(Protocol):
+    """A feed-forward layer that chooses experts, and counts them."""
+
+    def uses(self) -> NDArray[np.uint64]:
+        """Tokens sent to each expert since the layer was made, uint64 [experts].
+
+        From any thread, also while the layer computes.
+        """
         ...
 
 

@@ -14,6 +14,16 @@ from numpy.typing import NDArray
 
 from localds import _native
 from localds.gguf import GGMLType
+from localds.ops.tensors import (
+    Floats,
+    check_frequencies,
+    check_tensor,
+    dimension,
+    present,
+    read_vector,
+    row_stride,
+    vector_width,
+)
 
 if TYPE_CHECKING:
     from localds.gguf import Tensor
@@ -30,28 +40,8 @@ if TYPE_CHECKING:
     )
     from localds.ops.recording import Recording
 
-Floats = NDArray[np.float32]
 Gated = tuple[_native.Matrix, _native.Matrix, _native.Matrix]
 """The gate, up and down matrices of a SwiGLU."""
-
-COMPUTED = (
-    GGMLType.F32,
-    GGMLType.F16,
-    GGMLType.BF16,
-    GGMLType.Q4_0,
-    GGMLType.Q4_1,
-    GGMLType.Q5_0,
-    GGMLType.Q5_1,
-    GGMLType.Q8_0,
-    GGMLType.Q2_K,
-    GGMLType.Q3_K,
-    GGMLType.Q4_K,
-    GGMLType.Q5_K,
-    GGMLType.Q6_K,
-    GGMLType.IQ4_NL,
-    GGMLType.IQ4_XS,
-    GGMLType.MXFP4,
-)
 
 
 class _NativeAttention(Protocol):
@@ -130,6 +120,17 @@ class CpuMoe(CpuFeedForward):
         """
         return self.layer.uses()
 
+    def set_elsewhere(self, experts: NDArray[np.uint8]) -> None:
+        """Leave to a GPU those of the experts uint8 [experts] that are 1; see `add_rest`."""
+        self.layer.set_elsewhere(experts)
+
+    def add_rest(self, x: Floats, ids: NDArray[np.int32], weights: Floats, out: Floats) -> None:
+        """Add to out [n_tokens, hidden] the chosen experts of norm(x) that are not elsewhere.
+
+        `ids` and `weights` [n_tokens, top_k] are the choice, made by somebody else.
+        """
+        self.layer.add_rest(x, ids, weights, out)
+
 
 @dataclass(frozen=True, slots=True)
 class CpuHead:
@@ -170,30 +171,32 @@ class CpuOps:
     def mla(self, weights: MlaWeights, shape: MlaShape) -> CpuAttention:
         """Prepare a multi-head latent attention layer."""
         w = weights
-        hidden = _width(w.norm)
+        hidden = vector_width(w.norm)
         queries = shape.heads * (shape.nope + shape.rope_width)
         if w.q_a is not None:
-            q_norm_tensor = _present(w.q_a_norm, "q_a_norm", "q_a")
-            rank = _width(q_norm_tensor)
+            q_norm_tensor = present(w.q_a_norm, "q_a_norm", "q_a")
+            rank = vector_width(q_norm_tensor)
             q_a = _matrix(w.q_a, (hidden, rank))
-            q_norm = _vector(q_norm_tensor, rank)
-            q = _matrix(_present(w.q_b, "q_b", "q_a"), (rank, queries))
+            q_norm = read_vector(q_norm_tensor, rank)
+            q = _matrix(present(w.q_b, "q_b", "q_a"), (rank, queries))
         else:
             q_a, q_norm = None, None
-            q = _matrix(_present(w.q, "q", "MLA without q_a"), (hidden, queries))
+            q = _matrix(present(w.q, "q", "MLA without q_a"), (hidden, queries))
         k_b, v_b = _latent_heads(w, shape)
         return CpuAttention(
             _native.MlaLayer(
-                norm=_vector(w.norm, hidden),
+                norm=read_vector(w.norm, hidden),
                 q_a=q_a,
                 q_norm=q_norm,
                 q=q,
                 kv_a=_matrix(w.kv_a, (hidden, shape.kv_rank + shape.rope_width)),
-                kv_norm=_vector(w.kv_a_norm, shape.kv_rank),
+                kv_norm=read_vector(w.kv_a_norm, shape.kv_rank),
                 k_b=k_b,
                 v_b=v_b,
                 output=_matrix(w.output, (shape.heads * shape.value, hidden)),
-                inverse_frequencies=_frequencies(shape.rope.inverse_frequencies, shape.rope_width),
+                inverse_frequencies=check_frequencies(
+                    shape.rope.inverse_frequencies, shape.rope_width
+                ),
                 amplitude=shape.rope.amplitude,
                 softmax_scale=shape.softmax_scale,
                 eps=shape.eps,
@@ -211,18 +214,18 @@ class CpuOps:
 
     def gqa(self, weights: GqaWeights, shape: GqaShape) -> CpuAttention:
         """Prepare a grouped-query attention layer."""
-        hidden = _width(weights.norm)
+        hidden = vector_width(weights.norm)
         keys = (hidden, shape.kv_heads * shape.head)
         return CpuAttention(
             _native.GqaLayer(
-                norm=_vector(weights.norm, hidden),
+                norm=read_vector(weights.norm, hidden),
                 q=_matrix(weights.q, (hidden, shape.heads * shape.head)),
                 k=_matrix(weights.k, keys),
                 v=_matrix(weights.v, keys),
                 output=_matrix(weights.output, (shape.heads * shape.head, hidden)),
                 heads=shape.heads,
                 kv_heads=shape.kv_heads,
-                inverse_frequencies=_frequencies(
+                inverse_frequencies=check_frequencies(
                     shape.rope.inverse_frequencies, 2 * len(shape.rope.inverse_frequencies)
                 ),
                 amplitude=shape.rope.amplitude,
@@ -234,11 +237,11 @@ class CpuOps:
 
     def ffn(self, weights: FfnWeights, eps: float) -> CpuFeedForward:
         """Prepare a dense feed-forward layer."""
-        hidden = _width(weights.norm)
+        hidden = vector_width(weights.norm)
         gate, up, down = _gated(weights.gate, weights.up, weights.down, hidden)
         return CpuFeedForward(
             _native.FfnLayer(
-                norm=_vector(weights.norm, hidden), gate=gate, up=up, down=down, eps=eps
+                norm=read_vector(weights.norm, hidden), gate=gate, up=up, down=down, eps=eps
             ),
             self._recorder(hidden=(weights.gate, weights.up), middle=(weights.down,)),
         )
@@ -246,17 +249,17 @@ class CpuOps:
     def moe(self, weights: MoeWeights, router: Router, eps: float) -> CpuMoe:
         """Prepare a mixture-of-experts layer."""
         w = weights
-        hidden = _width(w.norm)
+        hidden = vector_width(w.norm)
         gate, up, down = _experts(w, hidden, router.n_experts)
         shared: Gated | tuple[None, None, None] = (None, None, None)
         if w.shared_gate is not None:
             shared = _gated(
                 w.shared_gate,
-                _present(w.shared_up, "shared_up", "shared_gate"),
-                _present(w.shared_down, "shared_down", "shared_gate"),
+                present(w.shared_up, "shared_up", "shared_gate"),
+                present(w.shared_down, "shared_down", "shared_gate"),
                 hidden,
             )
-        bias = None if w.router_bias is None else _vector(w.router_bias, router.n_experts)
+        bias = None if w.router_bias is None else read_vector(w.router_bias, router.n_experts)
         grouped = router.groups > 1
         native_router = _native.Router(
             top_k=router.top_k,
@@ -269,7 +272,7 @@ class CpuOps:
             bias=bias,
         )
         layer = _native.MoeLayer(
-            norm=_vector(w.norm, hidden),
+            norm=read_vector(w.norm, hidden),
             router_weight=_float_matrix(w.router, (hidden, router.n_experts)),
             router=native_router,
             gate=gate,
@@ -292,11 +295,11 @@ class CpuOps:
 
     def head(self, norm: Tensor, output: Tensor, eps: float) -> CpuHead:
         """Prepare the final norm and `output` {hidden, n_vocab}."""
-        hidden = _width(norm)
+        hidden = vector_width(norm)
         vocabulary = output.shape[-1]
         matrix = _matrix(output, (hidden, vocabulary))
         return CpuHead(
-            _native.HeadLayer(_vector(norm, hidden), matrix, eps),
+            _native.HeadLayer(read_vector(norm, hidden), matrix, eps),
             self._recorder(hidden=(output,)),
             vocabulary,
         )
@@ -306,8 +309,8 @@ def _latent_heads(w: MlaWeights, shape: MlaShape) -> tuple[_native.Matrix, _nati
     """Each head's k_b [kv_rank, nope] and v_b [value, kv_rank]."""
     if w.kv_b is not None:
         return _split_legacy(w.kv_b, shape)
-    k_b = _present(w.k_b, "k_b", "MLA without kv_b")
-    v_b = _present(w.v_b, "v_b", "MLA without kv_b")
+    k_b = present(w.k_b, "k_b", "MLA without kv_b")
+    v_b = present(w.v_b, "v_b", "MLA without kv_b")
     return (
         _matrix(k_b, (shape.nope, shape.kv_rank, shape.heads)),
         _matrix(v_b, (shape.kv_rank, shape.value, shape.heads)),
@@ -317,8 +320,8 @@ def _latent_heads(w: MlaWeights, shape: MlaShape) -> tuple[_native.Matrix, _nati
 def _split_legacy(kv_b: Tensor, shape: MlaShape) -> tuple[_native.Matrix, _native.Matrix]:
     """k_b and v_b from a tensor that holds each head's key rows, then its value rows."""
     rows = shape.nope + shape.value
-    _check(kv_b, (shape.kv_rank, shape.heads * rows))
-    head_bytes = rows * _row_bytes(kv_b)
+    check_tensor(kv_b, (shape.kv_rank, shape.heads * rows))
+    head_bytes = rows * row_stride(kv_b)
     keys = _native.dequantize(_view(kv_b, shape.nope, shape.heads, 0, head_bytes))
     # The absorbed form multiplies by the transpose, which no block type can be read as.
     kind = GGMLType.F32 if kv_b.type == GGMLType.F32 else GGMLType.F16
@@ -327,12 +330,12 @@ def _split_legacy(kv_b: Tensor, shape: MlaShape) -> tuple[_native.Matrix, _nativ
     )
     data = transposed.view(np.uint8).reshape(-1)
     k_b = _native.Matrix(kind, shape.kv_rank, shape.nope, shape.heads, data)
-    value_offset = shape.nope * _row_bytes(kv_b)
+    value_offset = shape.nope * row_stride(kv_b)
     return k_b, _view(kv_b, shape.value, shape.heads, value_offset, head_bytes)
 
 
 def _gated(gate: Tensor, up: Tensor, down: Tensor, hidden: int) -> Gated:
-    width = _dimension(gate, 1)
+    width = dimension(gate, 1)
     return (
         _matrix(gate, (hidden, width)),
         _matrix(up, (hidden, width)),
@@ -342,17 +345,17 @@ def _gated(gate: Tensor, up: Tensor, down: Tensor, hidden: int) -> Gated:
 
 def _experts(w: MoeWeights, hidden: int, experts: int) -> Gated:
     """The stacked gate, up and down matrices; a fused gate_up is seen as two views."""
-    width = _dimension(w.down, 0)
+    width = dimension(w.down, 0)
     down = _matrix(w.down, (width, hidden, experts))
     if w.gate_up is None:
-        gate = _present(w.gate, "gate", "MoE without gate_up")
-        up = _present(w.up, "up", "MoE without gate_up")
+        gate = present(w.gate, "gate", "MoE without gate_up")
+        up = present(w.up, "up", "MoE without gate_up")
         return (
             _matrix(gate, (hidden, width, experts)),
             _matrix(up, (hidden, width, experts)),
             down,
         )
-    _check(w.gate_up, (hidden, 2 * width, experts))
+    check_tensor(w.gate_up, (hidden, 2 * width, experts))
     stride = w.gate_up.nbytes // experts
     return (
         _view(w.gate_up, width, experts, 0, stride),
@@ -363,7 +366,7 @@ def _experts(w: MoeWeights, hidden: int, experts: int) -> Gated:
 
 def _matrix(tensor: Tensor, expected: tuple[int, ...]) -> _native.Matrix:
     """The tensor as `expected[2]` matrices of {expected[0], expected[1]}."""
-    _check(tensor, expected)
+    check_tensor(tensor, expected)
     cols, rows, batch = (*expected, 1)[:3]
     return _native.Matrix(tensor.type, rows, cols, batch, tensor.data)
 
@@ -380,81 +383,6 @@ def _float_matrix(tensor: Tensor, expected: tuple[int, int]) -> _native.Matrix:
 
 def _view(tensor: Tensor, rows: int, batch: int, offset: int, stride: int) -> _native.Matrix:
     """`batch` matrices of `rows` rows, `stride` bytes apart, the first at byte `offset`."""
-    end = offset + (batch - 1) * stride + rows * _row_bytes(tensor)
+    end = offset + (batch - 1) * stride + rows * row_stride(tensor)
     data = tensor.data[offset:end]
     return _native.Matrix(tensor.type, rows, tensor.shape[0], batch, data, batch_bytes=stride)
-
-
-def _row_bytes(tensor: Tensor) -> int:
-    return tensor.shape[0] // tensor.type.block_elements * tensor.type.block_bytes
-
-
-def _vector(tensor: Tensor, length: int) -> Floats:
-    """A copy of a vector of plain floats."""
-    _check_shape(tensor, (length,))
-    match tensor.type:
-        case GGMLType.F32:
-            values = tensor.data.view(np.float32).copy()
-        case GGMLType.F16:
-            values = tensor.data.view(np.float16).astype(np.float32)
-        case GGMLType.BF16:
-            values = (tensor.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        case _:
-            raise ValueError(
-                f"tensor {tensor.name!r} has type {tensor.type.name}, expected a vector of F32, "
-                "F16 or BF16"
-            )
-    return values
-
-
-def _check(tensor: Tensor, expected: tuple[int, ...]) -> None:
-    if tensor.type not in COMPUTED:
-        raise ValueError(
-            f"tensor {tensor.name!r} has type {tensor.type.name}, which localds cannot compute; "
-            f"requantize the model to one of {', '.join(kind.name for kind in COMPUTED)}"
-        )
-    _check_shape(tensor, expected)
-
-
-def _check_shape(tensor: Tensor, expected: tuple[int, ...]) -> None:
-    # Writers may drop a last dimension of 1: a single expert, a single head.
-    if _squeezed(tensor.shape) != _squeezed(expected):
-        raise ValueError(
-            f"tensor {tensor.name!r} has shape {_text(tensor.shape)}, expected {_text(expected)}"
-        )
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while len(shape) > 1 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
-
-
-def _frequencies(values: Floats, width: int) -> Floats:
-    if 2 * len(values) != width:
-        raise ValueError(f"rope: {len(values)} frequencies do not rotate {width} values")
-    return np.ascontiguousarray(values, np.float32)
-
-
-def _width(tensor: Tensor) -> int:
-    """The length of a vector."""
-    return _dimension(tensor, 0)
-
-
-def _dimension(tensor: Tensor, axis: int) -> int:
-    if axis >= len(tensor.shape):
-        raise ValueError(
-            f"tensor {tensor.name!r} has shape {_text(tensor.shape)}, "
-            f"expected at least {axis + 1} dimensions"
-        )
-    return tensor.shape[axis]
-
-
-def _present(tensor: Tensor | None, name: str, needed_by: str) -> Tensor:
-    if tensor is None:
-        raise ValueError(f"weights: {needed_by} needs {name}")
-    return tensor
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    return "{" + ", ".join(map(str, shape)) + "}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from localds import _native
-from localds.ops.cpu import COMPUTED
+from localds.ops.tensors import COMPUTED
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_quantizers import COLUMNS, importance, samples

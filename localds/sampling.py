@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # A temperature below the smallest float32 must not become a division by zero.
-_SMALLEST = 2.0**-126
+SMALLEST_TEMPERATURE = 2.0**-126
 _MAX = sys.float_info.max
 _RULES: dict[str, tuple[type, Callable[[float], bool], str]] = {
     "temperature": (Real, lambda x: x >= 0, "a number of at least 0"),
@@ -113,21 +113,23 @@ class Sampler:
         Of equal logits the lowest id counts as the likelier. Raises `ValueError` for logits that
         are not finite, a biased id outside the vocabulary, and a bias that bans every token.
         """
-        if not np.isfinite(logits).all():
-            bad = int(np.flatnonzero(~np.isfinite(logits))[0])
-            raise ValueError(
-                f"sampling: the logit of token {bad} is {logits[bad]}; the model's computation "
-                "overflowed, which points to a damaged file"
-            )
+        check_finite(logits)
         scores = self._adjusted(logits, history)
         if self.params.temperature == 0:
             return int(scores.argmax())
         ids, chosen = _filtered(scores, self.params)
-        temperature = np.float32(max(self.params.temperature, _SMALLEST))
+        temperature = np.float32(max(self.params.temperature, SMALLEST_TEMPERATURE))
         with np.errstate(over="ignore"):
             weights = np.exp((chosen - chosen.max()) / temperature)
-        drawn = _draw(weights, self._random.random())
+        drawn = _draw(weights, self.random())
         return drawn if ids is None else int(ids[drawn])
+
+    def random(self) -> float:
+        """The next of the numbers in [0, 1) that tokens are drawn by, one a token.
+
+        Greedy sampling (temperature 0) takes none.
+        """
+        return self._random.random()
 
     def _adjusted(self, logits: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
         """The logits after bias and penalties; a copy where anything changed."""
@@ -162,6 +164,17 @@ class Sampler:
             params.presence_penalty
         )
         scores[ids] = values
+
+
+def check_finite(logits: NDArray[np.float32]) -> None:
+    """Raise `ValueError` unless all `logits` [n_vocab] are finite."""
+    finite = np.isfinite(logits)
+    if not finite.all():
+        bad = int(finite.argmin())
+        raise ValueError(
+            f"sampling: the logit of token {bad} is {logits[bad]}; the model's computation "
+            "overflowed, which points to a damaged file"
+        )
 
 
 def _filtered(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from localds.memory.latents import ContextError, LatentCache
+from localds.memory.latents import ContextError
 from localds.memory.plan import DEFAULT_CHUNK
 from localds.models.decoder import Interrupted
 from localds.prompt import common_prefix, encode_prompt
@@ -75,8 +75,7 @@ class Session:
         cache_type: str = "f16",
         chunk: int = DEFAULT_CHUNK,
     ) -> None:
-        geometry = decoder.geometry
-        longest = geometry.context_length
+        longest = decoder.geometry.context_length
         if context is None:
             context = min(longest, DEFAULT_CONTEXT)
         if context > longest:
@@ -89,7 +88,7 @@ class Session:
         self._tokenizer = tokenizer
         self._template = template
         self._chunk = chunk
-        self._cache = LatentCache(geometry.layers, geometry.cache_width, context, cache_type)
+        self._cache = decoder.new_cache(context, cache_type)
         self._tokens: list[int] = []
         self.stats = Stats()
 
@@ -186,6 +185,16 @@ class Session:
                 on_progress(start + len(part), len(ids))
         return np.concatenate(results) if all_logits else results[-1]
 
+    def follow(self, logits: NDArray[np.float32], count: int) -> None:
+        """Append the `count` likeliest tokens after `logits` [n_vocab], whatever they mean.
+
+        Raises `ContextError` where they do not fit.
+        """
+        sampler = Sampler(SamplingParams())
+        with closing(self._decoder.tokens(logits, self._cache, sampler, self._tokens)) as tokens:
+            for _ in range(count + 1):
+                next(tokens)  # computes the row of the one before
+
     def generate(
         self,
         prompt: str | Sequence[Message],
@@ -270,33 +279,30 @@ class Session:
     ) -> Iterator[str]:
         """Yield text until the model ends, a stop string comes, or there is no more room."""
         stats = self.stats
-        while True:
-            started = time.perf_counter()
-            token = sampler.sample(logits, self._tokens)
-            if token in self._tokenizer.eos_ids:
-                stats.finish_reason = "stop"
-                break
-            stats.generated_tokens += 1
-            text = stops.push(stream.push(token))
-            if text:
-                stats.decode_seconds += time.perf_counter() - started
-                yield text
+        tokens = self._decoder.tokens(logits, self._cache, sampler, self._tokens, interrupt)
+        with closing(tokens):
+            while not stats.finish_reason:
                 started = time.perf_counter()
-            if stops.stopped:
-                stats.finish_reason = "stop"
-                return
-            if stats.generated_tokens == max_tokens:
-                stats.finish_reason = "length"
-                break
-            if self._cache.length == self.context:
-                stats.finish_reason = "context"
-                break
-            try:
-                logits = self.evaluate([token], interrupt=interrupt)[0]
-            except Interrupted:
-                stats.finish_reason = "interrupted"
-                break
-            stats.decode_seconds += time.perf_counter() - started
+                try:
+                    token = next(tokens)
+                except Interrupted:
+                    stats.finish_reason = "interrupted"
+                    break
+                ended = token in self._tokenizer.eos_ids
+                text = "" if ended else stops.push(stream.push(token))
+                stats.decode_seconds += time.perf_counter() - started
+                if ended:
+                    stats.finish_reason = "stop"
+                    break
+                stats.generated_tokens += 1
+                if text:
+                    yield text
+                if stops.stopped:
+                    stats.finish_reason = "stop"
+                elif stats.generated_tokens == max_tokens:
+                    stats.finish_reason = "length"
+                elif self._cache.length == self.context:
+                    stats.finish_reason = "context"
         yield stops.push(stream.flush()) + stops.flush()
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+import numpy as np
+
+from localds.memory.latents import LatentCache
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from threading import Event
 
-    import numpy as np
     from numpy.typing import NDArray
 
-    from localds.memory.latents import LatentCache
     from localds.models.geometry import Geometry
     from localds.models.weights import Weights
     from localds.ops import Attention, Embedding, FeedForward, Head, Ops
+    from localds.sampling import Sampler
 
 X = TypeVar("X")
 
@@ -41,6 +44,13 @@ class Decoder(Generic[X]):
     layers: Sequence[Layer[X]]
     head: Head[X]
 
+    def new_cache(self, capacity: int, cache_type: str) -> LatentCache:
+        """An empty cache for up to `capacity` tokens, where this decoder's layers expect it.
+
+        Raises `ContextError` for a capacity that does not fit, `ValueError` for the cache type.
+        """
+        return LatentCache(self.geometry.layers, self.geometry.cache_width, capacity, cache_type)
+
     def forward(
         self,
         ids: NDArray[np.int32],
@@ -61,6 +71,27 @@ class Decoder(Generic[X]):
         cache.extend(len(ids))
         return logits
 
+    def tokens(
+        self,
+        logits: NDArray[np.float32],
+        cache: LatentCache,
+        sampler: Sampler,
+        history: list[int],
+        interrupt: Event | None = None,
+    ) -> Generator[int, None, None]:
+        """Yield the ids that follow, by `sampler` from `logits` [n_vocab] of the last row.
+
+        `history` are the tokens whose rows are in the cache. A token's row is computed only when
+        the next id is asked for; then `history` and the cache grow by it. Raises `ContextError`
+        where it does not fit, `Interrupted` as `forward` does, `ValueError` as `Sampler.sample`
+        does. At every yield, and however this ends, the cache holds the rows of `history`.
+        """
+        while True:
+            token = sampler.sample(logits, history)
+            yield token
+            logits = self.forward(np.array([token], np.int32), cache, interrupt=interrupt)[0]
+            history.append(token)
+
     def states(self, ids: NDArray[np.int32], cache: LatentCache) -> X:
         """Like `forward`, but stops before the head: the hidden states of `ids`."""
         x = self._run_layers(ids, cache)
@@ -79,15 +110,16 @@ class Decoder(Generic[X]):
         x = self.embedding(ids)
         for index, (layer, rows) in enumerate(zip(self.layers, cache.layers, strict=True)):
             x = layer.attention(x, rows, past)
-            _check(interrupt)
+            check_interrupt(interrupt)
             x = layer.feed_forward(x)
-            _check(interrupt)
+            check_interrupt(interrupt)
             if on_share:
                 on_share((index + 1) / len(self.layers))
         return x
 
 
-def _check(interrupt: Event | None) -> None:
+def check_interrupt(interrupt: Event | None) -> None:
+    """Raise `Interrupted` if the event was set."""
     if interrupt is not None and interrupt.is_set():
         raise Interrupted
 

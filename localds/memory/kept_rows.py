@@ -185,7 +185,7 @@ class KeptRows:
         return RowBlock(self._folder / key.hex(), key, start, start + len(ids))
 
     def _seed(self, cache: LatentCache) -> bytes:
-        # Another release may compute other rows.
+        # Another release may compute other rows. Another device does, which the layout tells.
         return hashlib.sha256(f"{__version__} {self._fingerprint} {cache.layout}".encode()).digest()
 
 

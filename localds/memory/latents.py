@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 CACHE_TYPES = {"f32": GGMLType.F32, "f16": GGMLType.F16, "q8_0": GGMLType.Q8_0}
 
+SCORE_BYTES = 256 << 20
+"""What the scores of queries with keys take at most that attention on a GPU computes at once."""
+SPAN_BYTES = 16 << 20
+"""What rows take at most that attention on a GPU converts at once."""
+QUERIES = 8
+"""A GPU attends with a multiple of so many queries at once, where there are as many."""
+
 
 class ContextError(ValueError):
     """The tokens do not fit in the context."""
@@ -99,3 +106,39 @@ class LatentCache:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length
+
+
+def attention_blocks(
+    heads: int, n: int, length: int, width: int, itemsize: int, *, converted: bool
+) -> tuple[int, int]:
+    """Of `n` queries and `length` keys, how many of each a GPU attends to and with at once.
+
+    Scores are of `itemsize` bytes, and so are the elements of the rows, `width` elements wide, if
+    they are `converted` from another type.
+    """
+    keys = SCORE_BYTES // (heads * min(n, QUERIES) * itemsize)
+    if converted:
+        keys = min(keys, SPAN_BYTES // (width * itemsize))
+    keys = min(max(keys, 1), length)
+    queries = SCORE_BYTES // (heads * keys * itemsize) // QUERIES * QUERIES
+    return min(max(queries, QUERIES), n), keys
+
+
+def attention_scratch(heads: int, width: int, chunk: int, context: int, cache_type: str) -> int:
+    """Bytes that attention on a GPU takes at most for a chunk, beside weights and cache.
+
+    `heads` share rows of `width` elements, or have their own part of them, which takes less.
+    """
+    return max(_scratch(heads, width, n, context, cache_type) for n in (1, chunk))
+
+
+def _scratch(heads: int, width: int, n: int, context: int, cache_type: str) -> int:
+    itemsize = 4 if n == 1 or cache_type == "f32" else 2
+    converted = cache_type == "q8_0" or (cache_type == "f16" and n == 1)
+    queries, keys = attention_blocks(heads, n, context, width, itemsize, converted=converted)
+    # Scores are there twice: as they come, and what follows from them.
+    scores = 2 * heads * queries * keys * itemsize
+    # Splitting rows into keys and values copies them; converting takes steps more, and a token's
+    # graph, which waits for nothing, runs ahead by a span.
+    rows = keys * width * itemsize * (6 if converted else 1)
+    return scores + rows + 2 * heads * n * width * 4

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from localds.ops.mlx.attend import attend, attend_grouped
 from localds.ops.mlx.cache import Turns, device_rows
 
 if TYPE_CHECKING:
@@ -69,26 +70,6 @@ class MlxMla:
         return self.q(h)
 
 
-def attend(q: mx.array, rows: mx.array, past: Past, value: int) -> mx.array:
-    """Attention of queries [heads, n, width] over `rows` [length, width] that all heads share.
-
-    The first `value` elements of a row are also its values. Returns float32 [heads, n, value].
-    """
-    heads, n, width = q.shape
-    if isinstance(past, int) and n > 1 and rows.dtype == mx.float16:
-        q = q.astype(mx.float16)  # long prompts at the speed of 16-bit products
-    else:
-        rows = rows.astype(mx.float32)
-    scores = (q.reshape(-1, width) @ rows.T).reshape(heads, n, -1)
-    if not isinstance(past, int) or n > 1:
-        positions = mx.arange(n)[:, None] + past
-        visible = mx.arange(len(rows)) <= positions
-        scores = mx.where(visible, scores, mx.array(-mx.inf, scores.dtype))
-    weights = mx.softmax(scores, axis=-1, precise=True)
-    context = weights.reshape(heads * n, -1) @ rows[:, :value]
-    return context.reshape(heads, n, value).astype(mx.float32)
-
-
 @dataclass(frozen=True, slots=True)
 class MlxGqa:
     """Grouped-query attention; `past` as for `MlxMla`."""
@@ -111,14 +92,9 @@ class MlxGqa:
         h = mx.fast.rms_norm(x, self.norm, g.eps)
         keys = self._rotated(self.k(h), past).swapaxes(0, 1).reshape(n, -1)
         seen = rows.write(mx.concatenate([keys, self.v(h)], -1), past)
-        halves = seen.reshape(1, len(seen), 2, g.kv_heads, g.head).transpose(2, 0, 3, 1, 4)
-        q = self._rotated(self.q(h), past)
-        mask = mx.arange(len(seen)) <= mx.arange(n)[:, None] + past
-        context = mx.fast.scaled_dot_product_attention(
-            q[None].astype(seen.dtype), halves[0], halves[1], scale=g.softmax_scale, mask=mask
-        )
-        values = context[0].swapaxes(0, 1).reshape(n, -1).astype(mx.float32)
-        return self.output.plus(x, values)
+        q = self._rotated(self.q(h), past) * g.softmax_scale
+        context = attend_grouped(q, seen, past, g.kv_heads)
+        return self.output.plus(x, context.swapaxes(0, 1).reshape(n, -1))
 
     def _rotated(self, x: mx.array, past: Past) -> mx.array:
         """Heads of x [n, heads * head] with their first values turned: [heads, n, head]."""

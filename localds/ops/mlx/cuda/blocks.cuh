@@ -9,19 +9,34 @@
 __device__ inline float half_at(const uint8_t* p) {
   return widen(*reinterpret_cast<const half_t*>(p));
 }
-// 16 bytes at p, which lies at a multiple of kAlign, as 4 words.
-template <int kAlign>
-__device__ inline void load16(const uint8_t* p, uint32_t* words) {
+// kWords words at p, which lies at a multiple of kAlign.
+template <int kAlign, int kWords>
+__device__ inline void load(const uint8_t* p, uint32_t* words) {
   if constexpr (kAlign == 16) {
-    const uint4 v = *reinterpret_cast<const uint4*>(p);
-    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      const uint4 v = *reinterpret_cast<const uint4*>(p + 4 * i);
+      words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
+    }
   } else if constexpr (kAlign == 4) {
-    for (int i = 0; i < 4; ++i) words[i] = reinterpret_cast<const uint32_t*>(p)[i];
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = reinterpret_cast<const uint32_t*>(p)[i];
   } else if constexpr (kAlign == 2) {
-    const uint16_t* q = reinterpret_cast<const uint16_t*>(p);
-    for (int i = 0; i < 4; ++i) words[i] = q[2 * i] | static_cast<uint32_t>(q[2 * i + 1]) << 16;
+    // From the aligned words that they lie in, two bytes each where p is between two of these.
+    // Where it is not, the last is loaded twice: the next may be past the matrix.
+    const int between = static_cast<int>(reinterpret_cast<uint64_t>(p) & 2);
+    const uint32_t* aligned = reinterpret_cast<const uint32_t*>(p - between);
+    const uint32_t bytes = between ? 0x5432 : 0x3210;
+    uint32_t low = aligned[0];
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const uint32_t high = aligned[i + 1 < kWords ? i + 1 : kWords - 1 + between / 2];
+      words[i] = __byte_perm(low, high, bytes);
+      low = high;
+    }
   } else {
-    for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
       words[i] = p[4 * i] | p[4 * i + 1] << 8 | p[4 * i + 2] << 16 |
                  static_cast<uint32_t>(p[4 * i + 3]) << 24;
   }
@@ -36,7 +51,7 @@ __device__ inline int second(int) { return 16; }
 __device__ inline void read(const uint8_t* b, int, float* w) {
   const float d = half_at(b);
   uint32_t q[4];
-  load16<2>(b + 2, q);
+  load<2, 4>(b + 2, q);
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i);
@@ -51,7 +66,7 @@ __device__ inline int second(int) { return 16; }
 __device__ inline void read(const uint8_t* b, int, float* w) {
   const float d = half_at(b), m = half_at(b + 2);
   uint32_t q[4];
-  load16<4>(b + 4, q);
+  load<4, 4>(b + 4, q);
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i);
@@ -65,10 +80,9 @@ __device__ inline int first(int) { return 0; }
 __device__ inline int second(int) { return 16; }
 __device__ inline void read(const uint8_t* b, int, float* w) {
   const float d = half_at(b);
-  const uint16_t* h = reinterpret_cast<const uint16_t*>(b + 2);
-  const uint32_t high = h[0] | static_cast<uint32_t>(h[1]) << 16;
-  uint32_t q[4];
-  load16<2>(b + 6, q);
+  uint32_t words[5];
+  load<2, 5>(b + 2, words);
+  const uint32_t high = words[0], *q = words + 1;
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i);
@@ -84,7 +98,7 @@ __device__ inline void read(const uint8_t* b, int, float* w) {
   const float d = half_at(b), m = half_at(b + 2);
   const uint32_t high = *reinterpret_cast<const uint32_t*>(b + 4);
   uint32_t q[4];
-  load16<4>(b + 8, q);
+  load<4, 4>(b + 8, q);
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i);
@@ -99,8 +113,7 @@ __device__ inline int second(int) { return 16; }
 __device__ inline void read(const uint8_t* b, int, float* w) {
   const float d = half_at(b);
   uint32_t q[8];
-  load16<2>(b + 2, q);
-  load16<2>(b + 18, q + 4);
+  load<2, 8>(b + 2, q);
 #pragma unroll
   for (int i = 0; i < 32; ++i) w[i] = d * static_cast<int8_t>(byte_of(q, i));
 }
@@ -115,7 +128,7 @@ __device__ inline void read(const uint8_t* b, int u, float* w) {
   const float d1 = d * (scales[2] & 15), m1 = m * (scales[2] >> 4);
   const int shift = 4 * (u % 4 / 2);
   uint32_t q[4];
-  load16<4>(b + 16 + 32 * (u / 4) + 16 * (u % 2), q);
+  load<4, 4>(b + 16 + 32 * (u / 4) + 16 * (u % 2), q);
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i) >> shift;
@@ -138,8 +151,8 @@ __device__ inline void read(const uint8_t* b, int u, float* w) {
   const int shift = 4 * (u % 4 / 2);
   const int bit = 4 * (u / 4) + 2 * (u % 4 / 2);
   uint32_t q[4], h[4];
-  load16<2>(b + 32 + 32 * (u / 4) + 16 * (u % 2), q);
-  load16<2>(b + 16 * (u % 2), h);
+  load<2, 4>(b + 32 + 32 * (u / 4) + 16 * (u % 2), q);
+  load<2, 4>(b + 16 * (u % 2), h);
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i) >> shift, high = byte_of(h, i) >> bit;
@@ -162,7 +175,7 @@ __device__ inline void read(const uint8_t* b, int u, float* w) {
   const float2 s0 = six_bits(b + 4, u / 2 * 2), s1 = six_bits(b + 4, u / 2 * 2 + 1);
   const float d0 = d * s0.x, m0 = m * s0.y, d1 = d * s1.x, m1 = m * s1.y;
   uint32_t q[4];
-  load16<16>(b + 16 + 16 * u, q);
+  load<16, 4>(b + 16 + 16 * u, q);
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i);
@@ -186,8 +199,8 @@ __device__ inline void read(const uint8_t* b, int u, float* w) {
   const float2 s0 = six_bits(b + 4, bit), s1 = six_bits(b + 4, bit + 1);
   const float d0 = d * s0.x, m0 = m * s0.y, d1 = d * s1.x, m1 = m * s1.y;
   uint32_t q[4], h[4];
-  load16<16>(b + 48 + 16 * u, q);
-  load16<16>(b + 16 + 16 * (u % 2), h);
+  load<16, 4>(b + 48 + 16 * u, q);
+  load<16, 4>(b + 16 + 16 * (u % 2), h);
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i), high = byte_of(h, i) >> bit;
@@ -205,8 +218,8 @@ __device__ inline void read(const uint8_t* b, int u, float* w) {
   const float d0 = d * scales[0], d1 = d * scales[4];
   const int shift = 2 * (u % 4 / 2);
   uint32_t q[4], h[4];
-  load16<2>(b + 16 * u, q);
-  load16<2>(b + 128 + 32 * (u / 4) + 16 * (u % 2), h);
+  load<2, 4>(b + 16 * u, q);
+  load<2, 4>(b + 128 + 32 * (u / 4) + 16 * (u % 2), h);
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i), high = byte_of(h, i) >> shift;
@@ -223,7 +236,7 @@ __constant__ float kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
 __device__ inline void read(const uint8_t* b, int, float* w) {
   const float d = half_at(b);
   uint32_t q[4];
-  load16<2>(b + 2, q);
+  load<2, 4>(b + 2, q);
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i);
@@ -242,7 +255,7 @@ __device__ inline void read(const uint8_t* b, int u, float* w) {
   const int high = b[2 + u / 4] >> (2 * (u % 4)) & 3;
   const float d = half_at(b) * ((low | high << 4) - 32);
   uint32_t q[4];
-  load16<4>(b + 8 + 16 * u, q);
+  load<4, 4>(b + 8 + 16 * u, q);
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i);
@@ -259,7 +272,7 @@ __device__ inline void read(const uint8_t* b, int, float* w) {
   const uint32_t e = b[0];
   const float d = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
   uint32_t q[4];
-  load16<1>(b + 1, q);
+  load<1, 4>(b + 1, q);
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i);
@@ -281,8 +294,7 @@ __device__ inline int first(int) { return 0; }
 __device__ inline int second(int) { return 16; }
 __device__ inline void read(const uint8_t* b, int, float* w) {
   uint32_t q[16];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) load16<16>(b + 16 * i, q + 4 * i);
+  load<16, 16>(b, q);
 #pragma unroll
   for (int i = 0; i < 32; ++i) w[i] = half_at(reinterpret_cast<const uint8_t*>(q) + 2 * i);
 }
@@ -292,8 +304,7 @@ __device__ inline int first(int) { return 0; }
 __device__ inline int second(int) { return 16; }
 __device__ inline void read(const uint8_t* b, int, float* w) {
   uint32_t q[16];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) load16<16>(b + 16 * i, q + 4 * i);
+  load<16, 16>(b, q);
 #pragma unroll
   for (int i = 0; i < 32; ++i) w[i] = __uint_as_float((q[i / 2] >> (16 * (i % 2))) << 16);
 }

@@ -1,8 +1,8 @@
-// Kernels over GGUF blocks, and the attention and routing of one token, compiled without any
-// header. A kernel gets the parts "device" and "numbers", its constants (kRows and so on, and the
-// type T), for blocks those of its type and "dot", and its own part. half_t is a float16's bits;
-// MLX passes no floats by value, so that they come as bits, too.
-// w is uint8 [matrices, n, bytes] (n rows of `bytes` bytes), x float32 [m, width], ids uint32 [m].
+// Kernels over GGUF blocks, and the choice of experts, compiled without any header. A kernel gets
+// the parts "device" and "numbers", its constants (kRows and so on, and the type T), for blocks
+// those of its type and "dot", and its own part. half_t is a float16's bits; MLX passes no floats
+// by value, so that they come as bits, too. w is uint8 [matrices, n, bytes] (n rows of `bytes`
+// bytes), x float32 [m, width], ids uint32 [m].
 
 //// device
 using uint8_t = unsigned char;
@@ -12,6 +12,7 @@ using uint16_t = unsigned short;
 using uint32_t = unsigned;
 using int32_t = int;
 using int64_t = long long;
+using uint64_t = unsigned long long;
 __device__ inline float widen(half_t h) {
   float f;
   asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
@@ -37,15 +38,6 @@ __device__ inline float all_sum(float v) {
 __device__ inline float all_max(float v) {
   for (int s = 16; s > 0; s /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, s));
   return v;
-}
-// Turns the pairs (2i, 2i + 1) of `in`; the lanes of a warp share the work.
-template <typename T>
-__device__ inline void turn(const float* in, const float* cosine, const float* sine, int pairs,
-                            T* out) {
-  for (int i = threadIdx.x % 32; i < pairs; i += 32) {
-    out[2 * i] = narrow<T>(in[2 * i] * cosine[i] - in[2 * i + 1] * sine[i]);
-    out[2 * i + 1] = narrow<T>(in[2 * i] * sine[i] + in[2 * i + 1] * cosine[i]);
-  }
 }
 //// dot
 // Of kRows rows of a matrix, their products with x, in every lane of a warp. Rows are `stride`
@@ -158,122 +150,6 @@ extern "C" __global__ void convert(const uint8_t* w, T* y, int units) {
       for (int k = 0; k < kStored; ++k) s.values[k] = narrow<T>(v[16 * run + kStored * j + k]);
       out[j] = s;
     }
-  }
-}
-//// prepare
-// Of one token: row [kRank + rope], its normalized latent and turned key, to be cached; and turned
-// [kHeads, rope], the turned ends of its queries q [kHeads, kQuery]. table is [2, positions,
-// pairs].
-extern "C" __global__ void prepare(const float* kv, const float* q, const float* norm,
-                                   const float* table, const int32_t* past, T* row, float* turned,
-                                   int positions, int pairs, int eps_bits) {
-  const int lane = threadIdx.x;
-  const float eps = __int_as_float(eps_bits);
-  const float* cosine = table + static_cast<int64_t>(past[0]) * pairs;
-  const float* sine = cosine + static_cast<int64_t>(positions) * pairs;
-  const int head = blockIdx.x;
-  if (head < kHeads) {
-    turn(q + head * kQuery + kQuery - 2 * pairs, cosine, sine, pairs, turned + head * 2 * pairs);
-    return;
-  }
-  float sum = 0;
-  for (int i = lane; i < kRank; i += 32) sum += kv[i] * kv[i];
-  const float factor = rsqrtf(all_sum(sum) / kRank + eps);
-  for (int i = lane; i < kRank; i += 32) row[i] = narrow<T>(kv[i] * factor * norm[i]);
-  turn(kv + kRank, cosine, sine, pairs, row + kRank);
-}
-//// attend
-// One token's queries, absorbed [heads, kValue] and turned [heads, kWidth - kValue], over a part of
-// rows [reserved, kWidth], of which the first kValue elements are also the values. A warp does one
-// head; the heads of a block share the rows through the cache. Writes context [parts, heads,
-// kValue], not yet divided, and state [parts, heads, 2]: the largest score, and the sum of
-// exp(score - largest).
-extern "C" __global__ void attend(const float* absorbed, const float* turned, const T* rows,
-                                  const int32_t* past, float* context, float* state, int heads,
-                                  int reserved, int scale_bits) {
-  struct alignas(2 * sizeof(T)) Pair {
-    T first, second;
-  };
-  constexpr int kPairs = kWidth / 64, kValuePairs = kValue / 64, kAtOnce = 4;
-  const float scale = __int_as_float(scale_bits);
-  const int length = past[0] + 1;
-  const int lane = threadIdx.x % 32, head = threadIdx.x / 32 + blockIdx.y * (blockDim.x / 32);
-  const int per_part = (reserved + gridDim.x - 1) / gridDim.x;
-  const int begin = blockIdx.x * per_part, end = min(begin + per_part, length);
-  float2 query[kPairs], total[kValuePairs];
-#pragma unroll
-  for (int j = 0; j < kPairs; ++j) {
-    const float* from =
-        j < kValuePairs ? absorbed + head * kValue : turned + head * (kWidth - kValue) - kValue;
-    query[j] = reinterpret_cast<const float2*>(from)[lane + 32 * j];
-    query[j].x *= scale, query[j].y *= scale;
-  }
-#pragma unroll
-  for (int j = 0; j < kValuePairs; ++j) total[j] = {0, 0};
-  float largest = nothing(), sum = 0;
-  for (int start = begin; start < end; start += kAtOnce) {
-    float2 row[kAtOnce][kPairs];
-    float score[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const T* at = rows + static_cast<int64_t>(min(start + i, end - 1)) * kWidth;
-      score[i] = 0;
-#pragma unroll
-      for (int j = 0; j < kPairs; ++j) {
-        const Pair pair = reinterpret_cast<const Pair*>(at)[lane + 32 * j];
-        row[i][j] = {widen(pair.first), widen(pair.second)};
-        score[i] += row[i][j].x * query[j].x + row[i][j].y * query[j].y;
-      }
-    }
-    float top = largest;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      score[i] = all_sum(score[i]);
-      if (start + i >= end) score[i] = nothing();
-      top = fmaxf(top, score[i]);
-    }
-    const float shrink = __expf(largest - top);
-    largest = top;
-    sum *= shrink;
-#pragma unroll
-    for (int j = 0; j < kValuePairs; ++j) total[j].x *= shrink, total[j].y *= shrink;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const float weight = __expf(score[i] - top);
-      sum += weight;
-#pragma unroll
-      for (int j = 0; j < kValuePairs; ++j) {
-        total[j].x += weight * row[i][j].x;
-        total[j].y += weight * row[i][j].y;
-      }
-    }
-  }
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * heads + head;
-#pragma unroll
-  for (int j = 0; j < kValuePairs; ++j) {
-    reinterpret_cast<float2*>(context + at * kValue)[lane + 32 * j] = total[j];
-  }
-  if (lane == 0) state[2 * at] = largest, state[2 * at + 1] = sum;
-}
-//// merge
-// y[heads, kValue]: the parts of `attend` together. One block a head, one thread an element.
-extern "C" __global__ void merge(const float* context, const float* state, float* y, int parts,
-                                 int heads) {
-  const int head = blockIdx.x;
-  float largest = nothing();
-  for (int p = 0; p < parts; ++p) largest = fmaxf(largest, state[2 * (p * heads + head)]);
-  float sum = 0;
-  for (int p = 0; p < parts; ++p) {
-    const float* s = state + 2 * (p * heads + head);
-    sum += s[1] * __expf(s[0] - largest);
-  }
-  for (int i = threadIdx.x; i < kValue; i += blockDim.x) {
-    float total = 0;
-    for (int p = 0; p < parts; ++p) {
-      const int64_t at = static_cast<int64_t>(p) * heads + head;
-      total += context[at * kValue + i] * __expf(state[2 * at] - largest);
-    }
-    y[head * kValue + i] = total / sum;
   }
 }
 //// route

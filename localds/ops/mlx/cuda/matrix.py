@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from localds.gguf import GGMLType
-from localds.ops.mlx.cuda.source import launch
+from localds.ops.mlx.cuda.source import WARP, launch
 from localds.ops.mlx.feed_forward import SORTED_FROM, Gated
 from localds.ops.mlx.matrix import PLAIN
+from localds.ops.mlx.repack import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 FEW = 8
 """Rows of x that are multiplied without writing the matrix out."""
 
-WARP = 32
 WARPS = 4
 """Warps of a block."""
 MANY_ROWS = 4096
@@ -69,6 +69,12 @@ class CudaMatrix:
 
     def lookup(self, ids: mx.array) -> mx.array:  # noqa: D102
         return self._converted(self.blocks[0][ids], mx.float32)
+
+    def put(self, index: int, one: CudaMatrix) -> CudaMatrix:  # noqa: D102
+        return CudaMatrix(self.kind, replaced(self.blocks, index, one.blocks), self.stacked)
+
+    def arrays(self) -> list[mx.array]:  # noqa: D102
+        return [self.blocks]
 
     def gated(self, up: CudaMatrix, x: mx.array, ids: mx.array) -> mx.array:
         """silu(self x) * (up x), for each of x [n, columns] by its ids [n, k]: [n * k, rows]."""

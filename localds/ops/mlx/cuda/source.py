@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     Constant = int | bool | str
 
+WARP = 32
+"""Threads that compute in step."""
+
 NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
 """The compiler's names; MLX has loaded the one that belongs to its CUDA version."""
 
@@ -37,7 +40,7 @@ def launch(
     kind: GGMLType | None = None,
     **constants: Constant,
 ) -> list[mx.array]:
-    """Run the kernel `name`, for blocks of type `kind` if it reads any, over a grid of `blocks`.
+    """Run the kernel `name`, for blocks or rows of type `kind` if it has any, over `blocks`.
 
     `outputs` are shapes and types. `constants` are put before the source; a string is a type.
     """
@@ -72,8 +75,11 @@ def compiled(
 
 def source(name: str, kind: GGMLType | None, constants: Sequence[tuple[str, Constant]]) -> str:
     """The whole source of a kernel."""
-    kernels = _sections("kernels.cuh")
+    kernels, attention = _sections("kernels.cuh"), _sections("attention.cuh")
     parts = [kernels["device"], kernels["numbers"], *map(_definition, constants)]
+    if name in attention:
+        parts += [] if kind is None else [attention[kind.name]]
+        return "\n".join([*parts, attention[name]])
     if kind is not None:
         blocks = _sections("blocks.cuh")
         parts += [blocks["all"], blocks[kind.name], kernels["dot"]]

@@ -14,6 +14,7 @@ from localds import _native
 from localds.cli import app
 from localds.commands import bench_runs
 from localds.limits import OUTSIDE, Peaks
+from localds.memory import speeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -203,19 +204,19 @@ def test_peaks_are_measured_in_what_memory_is_free(monkeypatch: pytest.MonkeyPat
         (64 << 30, "2GiB", 1 << 28),
         (0, None, 1 << 26),
     ):
-        monkeypatch.setattr(bench_runs, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(speeds, "available_memory", lambda free=free: free)
         asked.clear()
-        assert bench_runs.measure_peaks(ram) == PEAKS
+        assert speeds.measure_peaks(ram) == PEAKS
         assert asked == [expected]
 
-    monkeypatch.setattr(bench_runs, "available_memory", lambda: 4 << 30)
+    monkeypatch.setattr(speeds, "available_memory", lambda: 4 << 30)
     largest = 1 << 27
     asked.clear()
-    bench_runs.measure_peaks()
+    speeds.measure_peaks()
     assert asked == [1 << 29, 1 << 28, 1 << 27]
     largest = 1
     with pytest.raises(MemoryError):
-        bench_runs.measure_peaks()
+        speeds.measure_peaks()
 
 
 def test_no_memory_for_the_peaks_is_one_message(

@@ -18,10 +18,9 @@ from localds.catalog.names import parse
 from localds.catalog.pull import fetch, plan
 from localds.catalog.resolve import DEMO, find_model
 from localds.cli import app
-from localds.commands import bench_runs
 from localds.gguf import GGUFFile
 from localds.limits import Peaks
-from localds.memory import disk
+from localds.memory import report as memory_report
 from localds.memory.plan import make_plan
 from localds.models import read_geometry
 from localds.units import format_size
@@ -137,8 +136,8 @@ def test_the_speed_is_that_of_inspect_once_it_was_measured(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert home
-    monkeypatch.setattr(bench_runs, "measure_peaks", lambda _ram=None: Peaks(20e9, 400e9, 100e9))
-    monkeypatch.setattr(disk, "measure_disk", lambda _paths: 2e9)
+    monkeypatch.setattr(memory_report, "measure_peaks", lambda _ram=None: Peaks(20e9, 400e9, 100e9))
+    monkeypatch.setattr(memory_report, "measure_disk", lambda _paths: 2e9)
     monkeypatch.setattr(model_fit, "_speeds", {})
     ram = str(budget_for(DEMO, 20, 2048))
     conditions = Conditions(context=2048, ram=ram)

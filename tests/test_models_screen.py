@@ -13,9 +13,8 @@ from offloading import budget_for
 from textual.widgets import Button
 
 from localds.catalog.resolve import DEMO, DEMO_TITLE, find_model
-from localds.commands import bench_runs
 from localds.limits import Peaks
-from localds.memory import disk
+from localds.memory import report as memory_report
 from tui import model_fit
 from tui.screens.models import Choice
 from tui.widgets.download_bar import format_duration
@@ -246,8 +245,8 @@ async def test_names_of_strangers_are_shown_as_they_are(hand: Hand, hostile: Non
 async def test_the_speed_is_measured_when_asked_for(
     hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_runs, "measure_peaks", lambda _ram=None: Peaks(20e9, 400e9, 100e9))
-    monkeypatch.setattr(disk, "measure_disk", lambda _paths: 2e9)
+    monkeypatch.setattr(memory_report, "measure_peaks", lambda _ram=None: Peaks(20e9, 400e9, 100e9))
+    monkeypatch.setattr(memory_report, "measure_disk", lambda _paths: 2e9)
     monkeypatch.setattr(model_fit, "_speeds", {})
     assert "Measure speed s" not in hand.buttons and "Measure speed" in hand.buttons
     hand.table.focus()

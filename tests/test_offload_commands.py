@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from localds.cli import app
 from localds.commands import bench_runs, inspect_placement
 from localds.limits import Peaks
-from localds.memory import disk
+from localds.memory import report as memory_report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,8 @@ def known_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds of the machine that take no seconds to measure."""
     monkeypatch.setattr(bench_runs, "measure_peaks", lambda _ram=None: PEAKS)
     monkeypatch.setattr(bench_runs, "measure_disk", lambda _paths: DISK)
-    monkeypatch.setattr(disk, "measure_disk", lambda _paths: DISK)
+    monkeypatch.setattr(memory_report, "measure_peaks", lambda _ram=None: PEAKS)
+    monkeypatch.setattr(memory_report, "measure_disk", lambda _paths: DISK)
 
 
 def run(*words: object) -> Result:

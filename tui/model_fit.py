@@ -72,7 +72,7 @@ def measure_speed(path: Path, conditions: Conditions) -> None:
 
     Raises `GGUFError`, `BudgetError`, or `OSError` where the disk fails.
     """
-    from localds.commands.inspect_placement import placement_report
+    from localds.memory.report import placement_report
 
     with GGUFFile.open(path) as gguf:
         geometry = read_geometry(gguf)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from localds.commands.common import CacheType, ModelFile, Ram, Threads, clear_errors
+from localds.commands.common import (
+    CacheType,
+    CpuMoe,
+    Device,
+    ModelFile,
+    NCpuMoe,
+    Ram,
+    Threads,
+    Vram,
+    clear_errors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,6 +73,10 @@ def bench(
         int, typer.Option("--chunk", min=1, help="Prompt tokens computed at once.")
     ] = 1024,
     ram: Ram = None,
+    device: Device = "auto",
+    vram: Vram = None,
+    cpu_moe: CpuMoe = False,
+    n_cpu_moe: NCpuMoe = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Tell where the time went, step by step.")
     ] = False,
@@ -76,7 +90,8 @@ def bench(
     multiplying, which are measured first. Counted are the weights and cached rows that must be
     read and the multiply-adds that must be done, G/s being thousand millions of them a second.
     A model small enough for the processor's caches may exceed the limit by reading. Where experts
-    stay on disk, the limit counts what was read from there, too, and the disk's speed.
+    stay on disk, the limit counts what was read from there, too, and the disk's speed. On a GPU, a
+    limit is known for generating alone: by the weights that are read for a token.
     """
     with clear_errors():
         from localds.commands.bench_runs import Wanted, measure
@@ -94,6 +109,10 @@ def bench(
         with load_model(
             model,
             ram=ram,
+            device=device,
+            vram=vram,
+            cpu_moe=cpu_moe,
+            n_cpu_moe=n_cpu_moe,
             threads=threads,
             context=wanted.context,
             cache_type=cache_type,
@@ -118,6 +137,8 @@ def _print(records: Iterable[Record], *, profile: bool) -> None:
     """Print each record as soon as it is there."""
     from localds.commands.bench_text import (
         HEADER,
+        gpu_line,
+        hits_line,
         machine_line,
         profile_lines,
         record_line,
@@ -126,11 +147,11 @@ def _print(records: Iterable[Record], *, profile: bool) -> None:
 
     for number, record in enumerate(records):
         if number == 0:
-            typer.echo(machine_line(record))
+            typer.echo("\n".join(filter(None, [machine_line(record), gpu_line(record)])))
         if number == 0 or profile:  # a profile parts the table
             typer.echo(f"\n{HEADER}")
         typer.echo(record_line(record))
-        if store := store_line(record):
-            typer.echo(store)
+        for line in filter(None, [hits_line(record), store_line(record)]):
+            typer.echo(line)
         if profile:
             typer.echo("\n".join(["", *profile_lines(record.profile)]))

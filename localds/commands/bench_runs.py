@@ -6,24 +6,21 @@ import math
 import statistics
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Self
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from localds import _native
+from localds.commands.bench_gpu import decode_limit, gpu_peaks, hits_between
 from localds.limits import Peaks, ProfileRow, Step, add_up, least_time, profile_rows
 from localds.memory.disk import measure_disk
-from localds.memory.machine import available_memory
-from localds.units import parse_size
+from localds.memory.speeds import measure_peaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from localds.commands.bench_gpu import GpuPeaks
     from localds.model import Model
     from localds.session import Session
-
-# Enough that no cache of a processor holds it.
-_MOST_READ = 1 << 30
-_LEAST_READ = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +45,10 @@ class Record:
     Where experts stay on disk, `disk_gbs` is what the disk was measured to give, `hit_rate` the
     share of experts that were in memory when a layer needed them, `read_gbps` gigabytes a second
     while something was read, and `stall_ms` the time a token waited for it. None elsewhere.
+
+    On a GPU, `gpu` is its name, `gpu_gbs` gigabytes a second from its memory and `upload_gbs` to it
+    from RAM, and `gpu_hit_rate` the share of experts that lay there when they were used, where not
+    all do. A limit is known there for decoding alone.
     """
 
     model: str
@@ -60,8 +61,8 @@ class Record:
     avg_ts: float
     stddev_ts: float
     samples_ts: list[float]
-    limit_ts: float
-    limit_by: str
+    limit_ts: float | None
+    limit_by: str | None
     read_gbs: float
     int8_gops: float
     float_gops: float
@@ -71,6 +72,10 @@ class Record:
     read_bytes_per_token: float | None = None
     read_gbps: float | None = None
     stall_ms: float | None = None
+    gpu: str | None = None
+    gpu_gbs: float | None = None
+    upload_gbs: float | None = None
+    gpu_hit_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,7 @@ def measure(model: Model, wanted: Wanted) -> Iterator[Record]:
     # Before the weights come into memory, which may not hold both.
     with model.offload.lent() if model.offload else nullcontext():
         peaks = measure_peaks(wanted.ram)
+        on_gpu = gpu_peaks(model)
     # Fault the weights in and wake the threads before anything is timed.
     session.evaluate(_tokens(model, min(wanted.chunk, wanted.context)))
     for n_depth in sorted(wanted.depths):
@@ -113,7 +119,8 @@ def measure(model: Model, wanted: Wanted) -> Iterator[Record]:
                     for _ in range(wanted.repetitions)
                 ]
             now = replace(peaks, disk=disk.mean)
-            yield _record(model, wanted, now, (n_prompt, n_gen, n_depth), runs)
+            record = _record(model, wanted, now, (n_prompt, n_gen, n_depth), runs)
+            yield record if on_gpu is None else _on_gpu(record, model, on_gpu, runs)
 
 
 class _DiskSpeed:
@@ -140,26 +147,6 @@ class _DiskSpeed:
         return statistics.fmean(self._speeds) if self._speeds else math.inf
 
 
-def measure_peaks(ram: str | None = None) -> Peaks:
-    """What the machine does at best now, on as many threads as `_native.threads()`.
-
-    Takes up to 1 GiB for a moment, and no more than an eighth of what is free or of `ram`.
-    """
-    rooms = [available_memory(), None if ram is None else parse_size(ram)]
-    nbytes = min([_MOST_READ, *(room // 8 for room in rooms if room is not None)])
-    nbytes = max(nbytes, _LEAST_READ)
-    while True:
-        try:
-            peaks = _native.measure_peaks(nbytes)
-        except MemoryError:
-            # A limit that nothing tells of, such as one on the address space.
-            if nbytes <= _LEAST_READ:
-                raise
-            nbytes //= 2
-        else:
-            return Peaks(peaks.read, peaks.int8, peaks.floats)
-
-
 @dataclass(frozen=True, slots=True)
 class _Run:
     """One prefill or one generation."""
@@ -167,6 +154,7 @@ class _Run:
     seconds: float
     steps: list[Step]
     store: _native.StoreStats | None
+    gpu_hit_rate: float | None
 
 
 def _record(
@@ -182,7 +170,7 @@ def _record(
     passes = n_gen or -(-n_prompt // wanted.chunk)  # through all layers, in each run
     rows = profile_rows(steps, sum(run.seconds for run in runs), len(runs) * units)
     outside_ms = rows[-1].ms * units / passes
-    return Record(
+    record = Record(
         model=str(model.gguf.path),
         threads=_native.threads(),
         isa=_native.isa(),
@@ -193,23 +181,36 @@ def _record(
         avg_ts=statistics.fmean(samples),
         stddev_ts=statistics.stdev(samples) if len(samples) > 1 else 0.0,
         samples_ts=samples,
-        limit_ts=len(runs) * n_tokens / least.seconds,
+        limit_ts=len(runs) * n_tokens / least.seconds if least.seconds else None,
         limit_by=least.by,
         read_gbs=peaks.read / 1e9,
         int8_gops=peaks.int8 / 1e9,
         float_gops=peaks.floats / 1e9,
-        **_store_figures(figures, peaks, len(runs) * n_tokens),
         profile=Profile(
             per="run" if n_prompt else "token",
             steps=rows,
             outside_us_per_layer=1e3 * outside_ms / model.geometry.layers,
         ),
     )
+    return replace(record, **_store_figures(figures, peaks, len(runs) * n_tokens))
+
+
+def _on_gpu(record: Record, model: Model, peaks: GpuPeaks, runs: Sequence[_Run]) -> Record:
+    """The record with the GPU's figures and limit in place of the CPU's."""
+    limit = decode_limit(model) if record.n_gen else None
+    rates = [run.gpu_hit_rate for run in runs if run.gpu_hit_rate is not None]
+    return replace(
+        record,
+        limit_ts=limit,
+        limit_by="reading" if limit else None,
+        gpu_hit_rate=statistics.fmean(rates) if rates else None,
+        **asdict(peaks),
+    )
 
 
 def _store_figures(
     figures: Sequence[_native.StoreStats], peaks: Peaks, tokens: int
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """The record's figures of experts on disk, for so many tokens in all."""
     if not figures:
         return {}
@@ -240,9 +241,12 @@ def _run(model: Model, session: Session, depth: int, n_prompt: int, n_gen: int) 
     _native.take_profile()  # what came before
     if model.offload:
         model.offload.store.take_figures()
+    hits = model.on_gpu.hits() if model.on_gpu else (0, 0)
     started = time.perf_counter()
     if n_prompt:
         session.evaluate(ids)
+    elif _steps_ahead(model):
+        session.follow(session.evaluate(ids[:1])[0], n_gen - 1)
     else:
         for token in ids:
             session.evaluate([token])
@@ -252,7 +256,13 @@ def _run(model: Model, session: Session, depth: int, n_prompt: int, n_gen: int) 
         seconds,
         [Step(s.name, s.calls, s.seconds, s.bytes, s.int8, s.floats) for s in profile],
         model.offload.store.take_figures() if model.offload else None,
+        hits_between(hits, model.on_gpu.hits()) if model.on_gpu else None,
     )
+
+
+def _steps_ahead(model: Model) -> bool:
+    """Whether tokens are generated with the next step begun before the last is read."""
+    return model.on_gpu is not None and model.on_gpu.placement.resident
 
 
 def _tokens(model: Model, count: int) -> list[int]:

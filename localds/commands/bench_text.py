@@ -28,15 +28,32 @@ def machine_line(record: Record) -> str:
     )
 
 
+def gpu_line(record: Record) -> str:
+    """What the GPU was measured to do at best; empty without one."""
+    if record.gpu is None:
+        return ""
+    read, upload = _figure(record.gpu_gbs or 0), _figure(record.upload_gbs or 0)
+    return f"{record.gpu}: reads {read} GB/s, takes {upload} GB/s from RAM"
+
+
 def record_line(record: Record) -> str:
-    """One measurement, below `HEADER`."""
+    """One measurement, below `HEADER`; a dash where no limit is known."""
     test = f"pp{record.n_prompt}" if record.n_prompt else f"tg{record.n_gen}"
     speed = f"{record.avg_ts:.2f} ± {record.stddev_ts:.2f}"
-    share = f"{100 * record.avg_ts / record.limit_ts:.1f}%"
+    limit = share = "-"
+    if record.limit_ts is not None:
+        limit, share = f"{record.limit_ts:.2f}", f"{100 * record.avg_ts / record.limit_ts:.1f}%"
     return (
-        f"{test:>8}  {record.n_depth:>6}  {speed:>18}  {record.limit_ts:>10.2f}  {share:>8}  "
-        f"{record.limit_by:>10}"
+        f"{test:>8}  {record.n_depth:>6}  {speed:>18}  {limit:>10}  {share:>8}  "
+        f"{record.limit_by or '-':>10}"
     )
+
+
+def hits_line(record: Record) -> str:
+    """How many experts lay on the GPU; empty where all do, or there is none."""
+    if record.gpu_hit_rate is None:
+        return ""
+    return f"{'':>8}  {100 * record.gpu_hit_rate:.1f}% of the experts used lay on the GPU"
 
 
 def store_line(record: Record) -> str:

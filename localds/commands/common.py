@@ -32,6 +32,26 @@ Ram = Annotated[
         "--ram", help="Take no more memory than this, e.g. 12GiB; other experts stay on disk."
     ),
 ]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or gpu.")]
+Vram = Annotated[
+    str | None,
+    typer.Option(
+        "--vram",
+        help="Take no more GPU memory than this, e.g. 8GiB; other experts stay in RAM or on disk.",
+    ),
+]
+CpuMoe = Annotated[
+    bool, typer.Option("--cpu-moe", "-cmoe", help="Keep all routed experts off the GPU.")
+]
+NCpuMoe = Annotated[
+    int | None,
+    typer.Option(
+        "--n-cpu-moe",
+        "-ncmoe",
+        min=0,
+        help="Keep the routed experts of the first N layers off the GPU.",
+    ),
+]
 
 
 def fail(message: object) -> NoReturn:

@@ -8,20 +8,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localds.commands.common import CacheType, Context, ModelFile, Ram, clear_errors, fail
+from localds.commands.common import (
+    CacheType,
+    Context,
+    CpuMoe,
+    Device,
+    ModelFile,
+    NCpuMoe,
+    Ram,
+    Vram,
+    clear_errors,
+    fail,
+    say,
+)
 from localds.commands.progress import show_percent
 
 if TYPE_CHECKING:
     from localds.gguf import GGUFFile
     from localds.memory.plan import Plan
     from localds.models.geometry import Geometry
+    from localds.on_gpu import GpuOptions
+    from localds.ops.mlx_device import Gpu
 
 
 def inspect(
     model: ModelFile,
     context: Context = None,
     cache_type: CacheType = "f16",
+    device: Device = "auto",
     ram: Ram = None,
+    vram: Vram = None,
+    cpu_moe: CpuMoe = False,
+    n_cpu_moe: NCpuMoe = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Read every weight and look for non-finite values.")
@@ -29,34 +47,95 @@ def inspect(
 ) -> None:
     """Show a model's geometry, quantization, the memory it takes, and what of it fits here."""
     from localds.catalog.resolve import find_model
-    from localds.commands.inspect_placement import placement_report, placement_text
     from localds.gguf import GGUFFile
-    from localds.memory.machine import available_memory, budget_for
-    from localds.memory.placement import place
+    from localds.memory.machine import available_memory
     from localds.memory.plan import BudgetError, make_plan
     from localds.models import read_geometry
+    from localds.on_gpu import GpuOptions, choose_gpu
     from localds.session import DEFAULT_CONTEXT
 
-    with clear_errors(), GGUFFile.open(find_model(model).path) as gguf:
-        geometry = read_geometry(gguf)
-        plan = make_plan(gguf, geometry, context or DEFAULT_CONTEXT, cache_type)
-        report = _report(gguf, geometry, plan, cache_type, available_memory())
-        refused: BudgetError | None = None
+    with clear_errors():
+        options = GpuOptions(vram, cpu_moe, n_cpu_moe)
+        gpu = choose_gpu(device, options)
+        with GGUFFile.open(find_model(model).path) as gguf:
+            geometry = read_geometry(gguf)
+            plan = make_plan(gguf, geometry, context or DEFAULT_CONTEXT, cache_type)
+            report = _report(gguf, geometry, plan, cache_type, available_memory())
+            refused: BudgetError | None = None
+            try:
+                report |= _places(gguf, geometry, plan, gpu, options, device, cache_type, ram)
+            except BudgetError as error:
+                refused = error
+            typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
+            if check:
+                _check(gguf)
+            if refused:
+                fail(refused)
+
+
+def _places(
+    gguf: GGUFFile,
+    geometry: Geometry,
+    plan: Plan,
+    gpu: Gpu | None,
+    options: GpuOptions,
+    device: str,
+    cache_type: str,
+    ram: str | None,
+) -> dict[str, Any]:
+    """What lies where, as `localds.load` would do it; raises `BudgetError`."""
+    from localds.memory.plan import BudgetError
+    from localds.on_gpu import GpuOptions
+
+    if gpu is not None:
         try:
-            placement = place(gguf, geometry, plan, budget_for(ram))
-            report["placement"] = placement_report(gguf, geometry, placement)
+            return _on_gpu(gguf, geometry, plan, gpu, options, cache_type, ram)
         except BudgetError as error:
-            refused = error
-        if as_json:
-            typer.echo(json.dumps(report, indent=2))
-        else:
-            typer.echo(_text(report))
-            if not refused:
-                typer.echo(placement_text(report["placement"]))
-        if check:
-            _check(gguf)
-        if refused:
-            fail(refused)
+            if device == "gpu" or options != GpuOptions():
+                raise
+            say(f"localds: computing on the CPU: {error}")
+    return _on_cpu(gguf, geometry, plan, ram)
+
+
+def _on_cpu(gguf: GGUFFile, geometry: Geometry, plan: Plan, ram: str | None) -> dict[str, Any]:
+    """What lies where of a model on the CPU; raises `BudgetError`."""
+    from localds.memory.machine import budget_for
+    from localds.memory.placement import place
+    from localds.memory.report import placement_report
+
+    placement = place(gguf, geometry, plan, budget_for(ram))
+    return {"device": "cpu", "placement": placement_report(gguf, geometry, placement)}
+
+
+def _on_gpu(
+    gguf: GGUFFile,
+    geometry: Geometry,
+    plan: Plan,
+    gpu: Gpu,
+    options: GpuOptions,
+    cache_type: str,
+    ram: str | None,
+) -> dict[str, Any]:
+    """What lies where of a model on a GPU; raises `BudgetError`."""
+    from localds.memory.machine import budget_for
+    from localds.memory.plan import DEFAULT_CHUNK
+    from localds.memory.report import gpu_report, placement_sizes
+    from localds.on_gpu import OnGpu
+
+    budget = budget_for(ram)
+    on_gpu = OnGpu(
+        *(gguf, geometry, gpu, options, plan),
+        chunk=DEFAULT_CHUNK,
+        cache_type=cache_type,
+        ram=budget,
+        on_note=lambda note: say(f"localds: {note}"),
+    )
+    host = on_gpu.beside(budget)
+    return {
+        "device": "gpu",
+        "gpu": gpu_report(gguf, geometry, on_gpu.placement, host, on_gpu.speeds),
+        "placement": placement_sizes(host),
+    }
 
 
 def _report(
@@ -107,6 +186,7 @@ def _report(
 
 
 def _text(report: dict[str, Any]) -> str:
+    from localds.commands.inspect_placement import gpu_text, placement_text
     from localds.units import format_size
 
     cache, memory = report["cache"], report["memory"]
@@ -147,6 +227,10 @@ def _text(report: dict[str, Any]) -> str:
     ]
     if memory["available_bytes"] is not None:
         lines.append(f"  {'available here':<22}{format_size(memory['available_bytes']):>10}")
+    if "gpu" in report:
+        lines.append(gpu_text(report["gpu"], report["placement"]))
+    elif "placement" in report:
+        lines.append(placement_text(report["placement"]))
     return "\n".join(lines)
 
 

@@ -2,43 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from localds.gguf import GGUFFile
-    from localds.memory.placement import Placement
-    from localds.models.geometry import Geometry
-
-
-def placement_report(gguf: GGUFFile, geometry: Geometry, placement: Placement) -> dict[str, Any]:
-    """Figures for people and programs; measures memory and disk, in two seconds, if they matter."""
-    report: dict[str, Any] = {"budget_bytes": placement.budget, "resident": placement.resident}
-    if placement.resident:
-        return report
-    from localds.commands.bench_runs import measure_peaks
-    from localds.memory.disk import measure_disk
-    from localds.memory.placement import active_bytes, hit_rate, missed_bytes
-    from localds.usage import read_usage
-
-    hits = hit_rate(placement, read_usage(gguf, geometry.moe_layers, geometry.experts))
-    missed = missed_bytes(gguf, geometry, hits)
-    active = active_bytes(gguf, geometry, placement)
-    memory, disk = measure_peaks().read, measure_disk(gguf.paths)
-    return report | {
-        "total_bytes": placement.total,
-        "trunk_bytes": placement.plan.trunk,
-        "cache_bytes": placement.plan.cache,
-        "runtime_bytes": placement.plan.runtime,
-        "pool_bytes": placement.pool,
-        "slot_bytes": placement.slot_bytes,
-        "slots": placement.slots,
-        "slots_total": placement.slots_total,
-        "expected_hit_rate": hits,
-        "expected_read_bytes_per_token": missed,
-        "memory_bytes_per_second": memory,
-        "disk_bytes_per_second": disk,
-        "expected_tokens_per_second": 1 / max(missed / disk, active / memory),
-    }
+from typing import Any
 
 
 def placement_text(report: dict[str, Any]) -> str:
@@ -78,3 +42,66 @@ def placement_text(report: dict[str, Any]) -> str:
             f"memory {report['memory_bytes_per_second'] / 1e9:.3g} GB/s",
         ]
     )
+
+
+def gpu_text(gpu: dict[str, Any], host: dict[str, Any]) -> str:
+    """The figures of a model on a GPU, `gpu`, and of what lies beside it, `host`."""
+    from localds.units import format_size
+
+    sizes = {
+        "all but the experts": gpu["trunk_bytes"],
+        "cache": gpu["cache_bytes"],
+        "scratch": gpu["scratch_bytes"],
+        "experts": gpu["pool_bytes"],
+        "experts on their way": gpu["staging_bytes"],
+        "total": gpu["total_bytes"],
+    }
+    notes = {"experts": f"  {sum(gpu['slots'])} of {gpu['slots_total']}"}
+    lines = [
+        "",
+        f"On {gpu['name']}, in {format_size(gpu['budget_bytes'])}",
+        *(
+            f"  {part:<22}{format_size(size):>10}{notes.get(part, '')}"
+            for part, size in sizes.items()
+            if size
+        ),
+    ]
+    if gpu["resident"]:
+        lines.append("All of it fits.")
+    else:
+        lines += [
+            f"  expected there        {100 * gpu['expected_hit_rate']:.0f}% of the experts that a "
+            "token needs",
+            f"  the others            {_others(gpu)}",
+            "",
+            *_host_lines(host),
+        ]
+    if gpu["expected_tokens_per_second"] is not None:
+        lines += ["", f"Expected speed: {gpu['expected_tokens_per_second']:.3g} tokens/s at most"]
+    return "\n".join(lines)
+
+
+def _others(gpu: dict[str, Any]) -> str:
+    """What becomes of experts that the GPU lacks."""
+    if gpu["unified"]:
+        return "brought there when they are needed"
+    if gpu["stream_from_tokens"] is None:
+        return "computed by the CPU"
+    return (
+        f"computed by the CPU; brought there for prompts of {gpu['stream_from_tokens']} tokens "
+        "and more"
+    )
+
+
+def _host_lines(host: dict[str, Any]) -> list[str]:
+    """What lies in RAM beside a GPU."""
+    from localds.units import format_size
+
+    total = format_size(host["total_bytes"])
+    if host["resident"]:
+        return [f"In RAM beside it: {total}"]
+    return [
+        f"In RAM beside it: {total}, with experts on disk",
+        f"  {'experts':<22}{format_size(host['pool_bytes']):>10}  {host['slots']} of "
+        f"{host['slots_total']} at a time, {format_size(host['slot_bytes'])} each",
+    ]

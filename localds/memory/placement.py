@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from localds.gguf import GGUFFile
+    from localds.gguf import GGUFFile, Tensor
     from localds.memory.plan import Plan
     from localds.models.geometry import Geometry
 
@@ -79,7 +79,7 @@ def place(
     if not pooled and (budget is None or plan.total <= budget):
         return Placement(plan, budget, resident=True)
     slot = slot_bytes(gguf, geometry)
-    total = geometry.moe_layers * geometry.experts
+    total = (geometry.moe_layers - len(plan.on_device)) * geometry.experts
     least = 3 * geometry.experts_used
     fixed = plan.trunk + plan.cache + plan.runtime
     if budget is not None and (not total or fixed + least * slot > budget):
@@ -146,6 +146,17 @@ def active_bytes(gguf: GGUFFile, geometry: Geometry, placement: Placement) -> fl
     return placement.plan.trunk - embedding + _expert_bytes(gguf, geometry)
 
 
+def routed_tensors(gguf: GGUFFile, geometry: Geometry) -> dict[int, list[Tensor]]:
+    """The stacked experts of each layer that has some, by the number of its block, ascending."""
+    layers: dict[int, list[Tensor]] = {}
+    if not geometry.experts:
+        return layers
+    for name, tensor in gguf.tensors.items():
+        if is_routed(name) and (block := int(name.split(".")[1])) < geometry.layers:
+            layers.setdefault(block, []).append(tensor)
+    return dict(sorted(layers.items()))
+
+
 def _expert_bytes(gguf: GGUFFile, geometry: Geometry) -> float:
     """Bytes of the routed experts that a token uses, in all layers."""
     return geometry.experts_used * sum(sum(parts) for parts in _expert_parts(gguf, geometry))
@@ -153,14 +164,10 @@ def _expert_bytes(gguf: GGUFFile, geometry: Geometry) -> float:
 
 def _expert_parts(gguf: GGUFFile, geometry: Geometry) -> Sequence[Sequence[int]]:
     """For each layer with experts, the bytes of each tensor's share of one expert."""
-    layers: dict[str, list[int]] = {}
-    if not geometry.experts:
-        return []
-    for name, tensor in gguf.tensors.items():
-        block = name.split(".")[1] if is_routed(name) else ""
-        if block and int(block) < geometry.layers:
-            layers.setdefault(block, []).append(tensor.nbytes // geometry.experts)
-    return list(layers.values())
+    return [
+        [tensor.nbytes // geometry.experts for tensor in layer]
+        for layer in routed_tensors(gguf, geometry).values()
+    ]
 
 
 def _what_would_fit(plan: Plan, budget: int, least_pool: int | None) -> str:
@@ -168,11 +175,13 @@ def _what_would_fit(plan: Plan, budget: int, least_pool: int | None) -> str:
     weights = plan.trunk + (least_pool or 0)
     floor = weights + plan.runtime + plan.cache
     kept = "" if least_pool is None else ", most experts left on disk,"
+    cache = f" with a context of {plan.context} tokens" if plan.cache else " beside the GPU"
     text = (
-        f"the model needs {format_size(floor)} with a context of {plan.context} tokens{kept} "
+        f"the model needs {format_size(floor)}{cache}{kept} "
         f"and the budget is {format_size(budget)}: "
     )
-    tokens = (budget - weights - plan.runtime) // plan.cache_per_token
+    # With the cache on a GPU, no smaller context takes less.
+    tokens = (budget - weights - plan.runtime) // plan.cache_per_token if plan.cache else 0
     if tokens >= 1:
         return text + f"a context of {tokens} tokens would fit (--context {tokens})"
     least = format_size(weights + plan.runtime + plan.cache_per_token)

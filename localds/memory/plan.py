@@ -42,13 +42,15 @@ class Plan:
     """Bytes that a model takes when every weight has been used once.
 
     `parts` are the weights by part; `runtime` is everything that is neither weights nor cache:
-    the interpreter, the vocabulary and the kernels' scratch memory.
+    the interpreter, the vocabulary and the kernels' scratch memory. The layers `on_device`, numbers
+    of blocks, have all their routed experts on a GPU, and these are not among the parts.
     """
 
     parts: dict[str, int]
     context: int
     cache_per_token: int
     runtime: int
+    on_device: frozenset[int] = frozenset()
 
     @property
     def weights(self) -> int:
@@ -90,6 +92,12 @@ def make_plan(
 def is_routed(name: str) -> bool:
     """Whether a tensor holds routed experts."""
     return re.match(PARTS[ROUTED], name) is not None
+
+
+def is_trunk(name: str, layers: int) -> bool:
+    """Whether a tensor holds no routed experts and is used in a model of so many layers."""
+    block = re.match(r"blk\.(\d+)\.", name)
+    return not is_routed(name) and (block is None or int(block[1]) < layers)
 
 
 def bytes_by_part(gguf: GGUFFile, layers: int) -> dict[str, int]:

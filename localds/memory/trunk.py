@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import numpy as np
 
 from localds import _native
 from localds.gguf.mapping import ask_for_huge_pages
-from localds.memory.plan import is_routed
+from localds.memory.plan import is_trunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +36,7 @@ def read_trunk(
     cache: what they take is exactly known. `on_progress(done, total)` counts bytes. Raises
     `ReadError`, an `OSError`, where the file cannot be read.
     """
-    trunk = [tensor for tensor in gguf.tensors.values() if _is_used(tensor.name, layers)]
+    trunk = [tensor for tensor in gguf.tensors.values() if is_trunk(tensor.name, layers)]
     buffer = _huge_buffer(sum(_room(tensor) for tensor in trunk))
     files = {path: _native.DirectFile(str(path)) for path in {tensor.path for tensor in trunk}}
     total = len(buffer)
@@ -62,11 +61,6 @@ def read_trunk(
         except BaseException:
             readers.shutdown(cancel_futures=True)
             raise
-
-
-def _is_used(name: str, layers: int) -> bool:
-    block = re.match(r"blk\.(\d+)\.", name)
-    return not is_routed(name) and (block is None or int(block[1]) < layers)
 
 
 def _pieces(offset: int, room: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from localds import __version__
-from localds.commands import bench, chat, convert, imatrix, inspect, pull, rm, trace
+from localds.commands import bench, chat, convert, doctor, imatrix, inspect, pull, rm, trace
 from localds.commands import eval as evaluate
 from localds.commands import list as listing
 
@@ -30,6 +30,7 @@ app.command("convert")(convert.convert)
 app.command("imatrix")(imatrix.imatrix)
 app.command("trace")(trace.trace)
 app.command("eval")(evaluate.evaluate)
+app.command("doctor")(doctor.doctor)
 
 
 def _show_version(value: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,12 +12,12 @@ from localds.catalog.resolve import find_model
 from localds.fingerprint import fingerprint
 from localds.gguf import GGUFFile
 from localds.memory.kept_rows import KeptRows
-from localds.memory.latents import LatentCache
 from localds.memory.machine import budget_for
 from localds.memory.offload import Offload
 from localds.memory.placement import place
 from localds.memory.plan import DEFAULT_CHUNK, BudgetError, make_plan
 from localds.memory.trunk import read_trunk
+from localds.on_gpu import GpuOptions, OnGpu, choose_gpu
 from localds.ops.cpu import CpuOps
 from localds.session import DEFAULT_CONTEXT, Session
 from localds.settings import cache_folder
@@ -46,27 +46,41 @@ class Model:
     """What `load` returns. Weights stay in the file's memory map where they fit the budget.
 
     Where they do not, routed experts are read when they are needed (`offload`, None where all
-    fits), and everything else lies in memory. `tokenizer`, `template` and `geometry` are public;
-    sessions share the weights and one set of threads, so only one of them computes at a time.
+    fits), and everything else lies in memory. On a GPU, `on_gpu` says what lies there, and
+    `placement` what lies beside it. `notes` are what a person should know about how it was loaded.
+    `tokenizer`, `template` and `geometry` are public; sessions share the weights and one set of
+    threads, so only one of them computes at a time.
     """
 
     def __init__(
-        self, gguf: GGUFFile, placement: Placement, on_progress: Progress | None = None
+        self,
+        gguf: GGUFFile,
+        placement: Placement,
+        on_progress: Progress | None = None,
+        on_gpu: OnGpu | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.gguf = gguf
         self.placement = placement
+        self.on_gpu = on_gpu
+        self.notes = tuple(notes)
         self.geometry: Geometry = models.read_geometry(gguf)
         self.tokenizer = Tokenizer.from_gguf(gguf)
         self.template: ChatTemplate = template_for(gguf, self.tokenizer)
         self.template.start()  # its process gets ready while the layers are prepared
         self.offload: Offload | None = None
         if not placement.resident:
-            read_trunk(gguf, self.geometry.layers, on_progress)
+            if on_gpu is None:
+                read_trunk(gguf, self.geometry.layers, on_progress)
             self.offload = Offload(gguf, self.geometry, placement)
-        ops = CpuOps(experts=self.experts)
-        self.decoder: Decoder[NDArray[np.float32]] = models.build(gguf, ops)
+        usage = read_usage(gguf, self.geometry.moe_layers, self.geometry.experts)
+        if on_gpu is None:
+            self.decoder: Decoder[Any] = models.build(gguf, CpuOps(experts=self.experts))
+        else:
+            self.decoder = on_gpu.build(self.experts, usage, on_progress)
+            usage = on_gpu.left_to_host(usage)
         if self.offload:
-            self.offload.start(read_usage(gguf, *self.offload.shape))
+            self.offload.start(usage)
 
     @property
     def experts(self) -> ExpertStore | None:
@@ -81,8 +95,7 @@ class Model:
         """
         if not len(ids):
             raise ValueError("logits of no tokens: give at least one id")
-        geometry = self.geometry
-        cache = LatentCache(geometry.layers, geometry.cache_width, len(ids), "f32")
+        cache = self.decoder.new_cache(len(ids), "f32")
         chunks = [
             self.decoder.forward(np.asarray(part, np.int32), cache, last_only=False)
             for part in (ids[i : i + DEFAULT_CHUNK] for i in range(0, len(ids), DEFAULT_CHUNK))
@@ -132,11 +145,21 @@ class Model:
     def _plan_for(self, context: int, cache_type: str, chunk: int) -> None:
         """Make room for a session, from the pool of experts."""
         plan = make_plan(self.gguf, self.geometry, context, cache_type, chunk)
-        self._place(self.placement.budget, plan)
+        if self.on_gpu is not None:
+            self.on_gpu.plan_again(plan, chunk, cache_type)
+        self._place(self.budget, plan)
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes of the machine's memory that the model may take; None where nothing is known."""
+        return self.placement.budget if self.on_gpu is None else self.on_gpu.ram
 
     def _place(self, budget: int | None, plan: Plan) -> None:
         pooled = self.offload is not None
-        placement = place(self.gguf, self.geometry, plan, budget, pooled=pooled)
+        if self.on_gpu is not None:
+            placement = self.on_gpu.beside(budget, pooled=pooled)
+        else:
+            placement = place(self.gguf, self.geometry, plan, budget, pooled=pooled)
         if self.offload:
             self.offload.resize(placement)
         elif not placement.resident:
@@ -153,8 +176,13 @@ class Model:
         The map goes with the last reference to it.
         """
         self.template.close()
-        if self.offload:
+        if self.on_gpu is not None:
+            if not self.on_gpu.placement.resident:
+                keep_usage(self.gguf, self.on_gpu.usage())
+            self.on_gpu.close()
+        elif self.offload:
             keep_usage(self.gguf, self.offload.store.counts())
+        if self.offload:
             self.offload.close()
 
     def __enter__(self) -> Self:
@@ -170,37 +198,60 @@ def load(
     ram: int | str | None = None,
     vram: int | str | None = None,
     *,
+    cpu_moe: bool = False,
+    n_cpu_moe: int | None = None,
     threads: int | None = None,
     context: int | None = None,
     cache_type: str = "f16",
     chunk: int = DEFAULT_CHUNK,
     on_progress: Progress | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Model:
     """Load a model: a GGUF file (of a split file, the first part), or one that is installed.
 
     `path` may be a name as `localds list` shows it, NAME[:QUANT], or owner/repository[:QUANT].
-    `device` is "auto" or "cpu". `ram` is a limit in bytes, or a size such as "12GiB", on what the
-    model takes in all, the system's cache of its file included; by default what is free now and
-    what control groups allow, less a reserve. What does not fit stays on disk: routed experts are
-    read when they are needed. `vram` is a limit on GPU memory and needs a GPU device. `threads`
-    defaults to the physical cores that this process may use. `context`, `cache_type` and `chunk`
-    are those of the session to make room for; `on_progress(done, total)` counts bytes that are
-    read before the model is ready.
+    `device` is "cpu", "gpu", or "auto": the GPU that MLX finds, if the model's trunk fits there.
+    `ram` is a limit in bytes, or a size such as "12GiB", on what the model takes in all of the
+    machine's memory, the system's cache of its file included; by default what is free now and what
+    control groups allow, less a reserve. `vram` is one on the GPU's memory, by default what is free
+    there less a reserve. Of routed experts the GPU has as many as fit, with `cpu_moe` none, with
+    `n_cpu_moe` all but those of the first so many layers; of the others, what does not fit in RAM
+    stays on disk and is read when it is needed. `threads` defaults to the physical cores that this
+    process may use. `context`, `cache_type` and `chunk` are those of the session to make room for;
+    `on_progress(done, total)` counts bytes that are read before the model is ready, and `on_note`
+    is told what takes time beside.
 
     Raises `GGUFError` for a file that is broken or cannot be run, `TokenizerError` for its
     vocabulary, `BudgetError` for a budget that does not hold what must be in memory,
     `NotInstalledError` for a name that must be pulled first, `ReadError` (an `OSError`) where the
-    disk fails, `ValueError` for the arguments.
+    disk fails, `NoGpuError` where there is no GPU, `ValueError` for the arguments.
     """
-    if device not in ("auto", "cpu"):
-        raise ValueError(f"device {device!r} is not available; this build computes on 'cpu'")
-    if vram is not None:
-        raise ValueError("vram is a limit on GPU memory, but the device is the CPU; leave it out")
     if threads is not None and not 1 <= threads <= 1024:
         raise ValueError(f"threads is {threads}; it must be from 1 to 1024")
+    options = GpuOptions(vram, cpu_moe, n_cpu_moe)
+    gpu = choose_gpu(device, options)
     gguf = GGUFFile.open(find_model(path).path if isinstance(path, str) else path)
     geometry = models.read_geometry(gguf)
     plan = make_plan(gguf, geometry, context or DEFAULT_CONTEXT, cache_type, chunk)
-    placement = place(gguf, geometry, plan, budget_for(ram))
+    budget = budget_for(ram)
     _native.set_threads(threads or _native.default_threads())
-    return Model(gguf, placement, on_progress)
+    notes = []
+    if gpu is not None:
+        try:
+            on_gpu = OnGpu(
+                gguf,
+                geometry,
+                gpu,
+                options,
+                plan,
+                chunk=chunk,
+                cache_type=cache_type,
+                ram=budget,
+                on_note=on_note,
+            )
+            return Model(gguf, on_gpu.beside(budget), on_progress, on_gpu)
+        except BudgetError as error:
+            if device == "gpu" or options != GpuOptions():
+                raise
+            notes.append(f"computing on the CPU: {error}")
+    return Model(gguf, place(gguf, geometry, plan, budget), on_progress, notes=notes)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from localds.memory.plan import ROUTED
-from localds.ops.cpu import CpuMoe
+from localds.ops import ExpertLayer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from localds.memory.gpu_plan import GpuPlacement
     from localds.model import Model
     from localds.session import Session
 
@@ -30,7 +31,8 @@ class ExpertActivity:
     """A model's routed experts: `layers` are the numbers of the blocks that have any.
 
     `uses` uint64 [layers, experts] counts the tokens that were sent to each expert since the model
-    was loaded. `resident` bool [layers, experts] says which experts lie in memory now.
+    was loaded. `resident` bool [layers, experts] says which experts lie in memory now, or of a
+    model on a GPU, in the GPU's memory.
     """
 
     layers: tuple[int, ...]
@@ -49,11 +51,12 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What the store of experts did since the model was loaded; zeros where there is none.
+    """How experts were found since the model was loaded; zeros where all lie in one place.
 
     An expert that a layer needed in one pass was a hit if it was in memory already, or on its way
-    there unasked, else a miss. `read_bytes` are all bytes from the disk, also those that filled
-    the pool or were read ahead. `stall_seconds` is how long layers waited for them.
+    there unasked, else a miss. Of a model on a GPU, each use by a token counts, and is a hit if
+    the expert lay in the GPU's memory. `read_bytes` are all bytes from the disk, also those that
+    filled the pool or were read ahead. `stall_seconds` is how long layers waited for them.
     """
 
     hits: int = 0
@@ -75,7 +78,7 @@ def read(model: Model, session: Session | None = None) -> Reading:
     """Look at a model, and at the latent cache of `session`."""
     resident = _resident(model)
     return Reading(
-        experts=_activity(model, resident),
+        experts=_activity(model, _nearest(model, resident)),
         tiers=_tiers(model, session, resident),
         figures=figures(model),
     )
@@ -83,12 +86,14 @@ def read(model: Model, session: Session | None = None) -> Reading:
 
 def expert_activity(model: Model) -> ExpertActivity | None:
     """Which experts are used and which are in memory; None for a model without routed experts."""
-    return _activity(model, _resident(model))
+    return _activity(model, _nearest(model, _resident(model)))
 
 
 def memory_tiers(model: Model, session: Session | None = None) -> tuple[Tier, ...]:
     """What lies where, in bytes.
 
+    - "GPU: weights", "GPU: experts", "GPU: latent cache": of a model on a GPU, what lies in its
+      memory: all but the routed experts, those of them, and the rows.
     - "RAM: weights": all but the routed experts. They lie in memory, or in the map of the file,
       from which the system takes them in as they are first used.
     - "RAM: experts": routed experts in memory; of a pool, the slots that are filled, of those that
@@ -105,11 +110,13 @@ def memory_tiers(model: Model, session: Session | None = None) -> tuple[Tier, ..
 
 
 def figures(model: Model) -> Figures:
-    """What the store of experts did since the model was loaded."""
-    if model.experts is None:
-        return Figures()
-    stats = model.experts.figures()
-    return Figures(stats.hits, stats.uses - stats.hits, stats.read_bytes, stats.stall_seconds)
+    """How experts were found since the model was loaded."""
+    stats = None if model.experts is None else model.experts.figures()
+    read, stalled = (stats.read_bytes, stats.stall_seconds) if stats else (0, 0.0)
+    if model.on_gpu is not None:
+        hits, uses = model.on_gpu.hits()
+        return Figures(hits, uses - hits, read, stalled)
+    return Figures(stats.hits, stats.uses - stats.hits, read, stalled) if stats else Figures()
 
 
 def _resident(model: Model) -> NDArray[np.bool_] | None:
@@ -117,11 +124,16 @@ def _resident(model: Model) -> NDArray[np.bool_] | None:
     return None if model.experts is None else model.experts.resident()
 
 
+def _nearest(model: Model, resident: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Which experts lie where they are computed fastest; None where all do."""
+    return resident if model.on_gpu is None else model.on_gpu.resident()
+
+
 def _activity(model: Model, resident: NDArray[np.bool_] | None) -> ExpertActivity | None:
     counts = {
         number: layer.feed_forward.uses()
         for number, layer in enumerate(model.decoder.layers)
-        if isinstance(layer.feed_forward, CpuMoe)
+        if isinstance(layer.feed_forward, ExpertLayer)
     }
     if not counts:
         return None
@@ -135,17 +147,28 @@ def _tiers(
     model: Model, session: Session | None, resident: NDArray[np.bool_] | None
 ) -> tuple[Tier, ...]:
     plan = model.placement.plan
-    tiers = [Tier("RAM: weights", plan.trunk, plan.trunk)]
+    if model.on_gpu is not None:
+        tiers = _of_gpu(model.on_gpu.placement, session)
+    else:
+        tiers = [Tier("RAM: weights", plan.trunk, plan.trunk)]
     routed = plan.parts.get(ROUTED, 0)
     if routed:
         tiers.append(_experts_in_memory(model, routed, resident))
-    tiers.append(_latent_cache(session, plan.cache))
+    if model.on_gpu is None:
+        tiers.append(_latent_cache("RAM", session, plan.cache))
     if routed:
         tiers.append(Tier("disk", _bytes_on_disk(model, resident), routed))
     process = process_bytes()
     if process is not None:
-        tiers.append(Tier("process", process, model.placement.budget))
+        tiers.append(Tier("process", process, model.budget))
     return tuple(tiers)
+
+
+def _of_gpu(placement: GpuPlacement, session: Session | None) -> list[Tier]:
+    tiers = [Tier("GPU: weights", placement.weights, placement.weights)]
+    if placement.slots:
+        tiers.append(Tier("GPU: experts", placement.pool, placement.pool))
+    return [*tiers, _latent_cache("GPU", session, placement.cache)]
 
 
 def _experts_in_memory(model: Model, routed: int, resident: NDArray[np.bool_] | None) -> Tier:
@@ -156,12 +179,12 @@ def _experts_in_memory(model: Model, routed: int, resident: NDArray[np.bool_] | 
     return Tier(name, int(resident.sum()) * slot, model.experts.native.slots * slot)
 
 
-def _latent_cache(session: Session | None, planned: int) -> Tier:
-    name = "RAM: latent cache"
+def _latent_cache(place: str, session: Session | None, planned: int) -> Tier:
+    name = f"{place}: latent cache"
     if session is None:
         return Tier(name, 0, planned)
     cache = session._cache
-    per_token = sum(layer.data.shape[1] for layer in cache.layers)
+    per_token = len(cache.layers) * cache.row_bytes
     return Tier(name, cache.length * per_token, cache.capacity * per_token)
 
 

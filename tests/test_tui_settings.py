@@ -37,8 +37,13 @@ OPTIONS = chat_options()
 SHARED = sorted(OPTIONS.keys() & BY_KEY.keys())
 
 
+MEMORY = {"context", "cache_type", "ram", "threads"}
+GPU = {"device", "vram", "cpu_moe", "n_cpu_moe"}
+RELOADED = MEMORY | GPU
+
+
 def test_the_settings_are_those_of_the_command() -> None:
-    shared = {*SAMPLING, "stop", "max_tokens", "system", "context", "cache_type", "ram", "threads"}
+    shared = {*SAMPLING, *RELOADED, "stop", "max_tokens", "system"}
     assert set(SHARED) == shared - {"penalty_window"}
     assert set(BY_KEY) == shared | {"theme", "show_thinking", "show_panel"}
     assert len(BY_KEY) == len(SETTINGS)
@@ -87,7 +92,7 @@ def test_cache_types_and_sizes_are_those_of_the_runtime() -> None:
 
 def test_a_change_of_what_is_fixed_at_loading_needs_a_reload() -> None:
     needing = {setting.key for setting in SETTINGS if setting.needs_reload}
-    assert needing == {"context", "cache_type", "ram", "threads"}
+    assert needing == RELOADED
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tui.screens.chat import ChatScreen
 from tui.screens.help import HelpScreen
 from tui.screens.models import Choice, ModelsScreen
 from tui.screens.settings import SettingsResult, SettingsScreen
-from tui.settings import Layers
+from tui.settings import SETTINGS, Layers
 from tui.store.conversations import ConversationStore
 from tui.store.error import StoreError
 from tui.themes import THEMES, theme_names
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tui.chat import Chat
     from tui.launch import Launch
 
-_RELOADED = ("context", "cache_type", "ram", "threads")
+_RELOADED = tuple(setting.key for setting in SETTINGS if setting.needs_reload)
 
 
 class ChatApp(App[None]):

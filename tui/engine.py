@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from localds.catalog.resolve import Found
+    from localds.memory.gpu_plan import GpuPlacement
     from localds.memory.placement import Placement
     from localds.model import Model
 
@@ -43,6 +44,10 @@ class LoadOptions:
     context: int | None = None
     cache_type: str = "f16"
     ram: str | None = None
+    device: str = "auto"
+    vram: str | None = None
+    cpu_moe: bool = False
+    n_cpu_moe: int | None = None
     threads: int | None = None
 
 
@@ -50,7 +55,8 @@ class LoadOptions:
 class Loaded:
     """A model is ready. `name` finds it again; `recommended` is sampling that its file names.
 
-    Of the `options` the context may have been more than the model was made for.
+    `placement` is what lies in RAM and on disk, `gpu` what lies on a GPU, and `notes` are what else
+    to tell. Of the `options` the context may have been more than the model was made for.
     """
 
     name: str
@@ -60,6 +66,8 @@ class Loaded:
     context: int
     longest_context: int
     options: LoadOptions
+    gpu: GpuPlacement | None = None
+    notes: tuple[str, ...] = ()
     recommended: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -214,6 +222,10 @@ class Engine:
             model = load(
                 found.path,
                 ram=options.ram,
+                device=options.device,
+                vram=options.vram,
+                cpu_moe=options.cpu_moe,
+                n_cpu_moe=options.n_cpu_moe,
                 threads=options.threads,
                 context=context,
                 cache_type=options.cache_type,
@@ -238,6 +250,8 @@ class Engine:
             context=self._session.context,
             longest_context=longest,
             options=options,
+            gpu=model.on_gpu.placement if model.on_gpu else None,
+            notes=model.notes,
             recommended=recommended,
         )
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 
+from localds.memory.gpu_plan import describe_gpu
 from localds.memory.placement import describe
 from tui.widgets.machine import Progress
 
@@ -68,9 +69,11 @@ def one_line(title: str, rest: Iterable[str], width: int) -> str:
 
 def load_notice(loaded: Loaded) -> str:
     """What to tell of a model that was loaded otherwise than was asked for; mostly nothing."""
-    notices = []
+    notices = list(loaded.notes)
     if (loaded.options.context or 0) > loaded.context:
         notices.append(f"Context: {loaded.context} tokens, the most that this model was made for.")
+    if loaded.gpu is not None and not loaded.gpu.resident:
+        notices.append(describe_gpu(loaded.gpu))
     if not loaded.placement.resident:
         notices.append(describe(loaded.placement))
     return "\n".join(notices)

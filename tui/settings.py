@@ -236,6 +236,25 @@ SETTINGS = (
         needs_reload=True,
     ),
     Setting(
+        "device", "Device", "choice", "auto",
+        "Where to compute: auto is the GPU where there is one.", "Memory",
+        choices=("auto", "cpu", "gpu"), needs_reload=True,
+    ),
+    Setting(
+        "vram", "GPU memory limit", "size", None,
+        "Take no more GPU memory than this, e.g. 8GiB; other experts stay in RAM or on disk.",
+        "Memory", needs_reload=True,
+    ),
+    Setting(
+        "cpu_moe", "Experts off the GPU", "switch", False,
+        "Keep all routed experts off the GPU.", "Memory", needs_reload=True,
+    ),
+    Setting(
+        "n_cpu_moe", "Layers off the GPU", "integer", None,
+        "Keep the routed experts of the first so many layers off the GPU.", "Memory",
+        minimum=0, needs_reload=True,
+    ),
+    Setting(
         "threads", "Threads", "integer", None,
         "Not set: one for each physical core.", "Memory",
         minimum=1, maximum=1024, needs_reload=True,

@@ -12,8 +12,12 @@ from localds.commands.common import (
     MODEL_HELP,
     CacheType,
     Context,
+    CpuMoe,
+    Device,
+    NCpuMoe,
     Ram,
     Threads,
+    Vram,
     clear_errors,
     say,
 )
@@ -79,6 +83,10 @@ def chat(
     cache_type: CacheType = "f16",
     threads: Threads = None,
     ram: Ram = None,
+    device: Device = "auto",
+    vram: Vram = None,
+    cpu_moe: CpuMoe = False,
+    n_cpu_moe: NCpuMoe = None,
 ) -> None:
     """Chat with a model: in an app that fills the terminal, or line by line with --plain.
 
@@ -109,7 +117,15 @@ def chat(
         if model is None:
             say(_announce(found))
         with load_model(
-            found.path, ram=ram, threads=threads, context=context, cache_type=cache_type
+            found.path,
+            ram=ram,
+            device=device,
+            vram=vram,
+            cpu_moe=cpu_moe,
+            n_cpu_moe=n_cpu_moe,
+            threads=threads,
+            context=context,
+            cache_type=cache_type,
         ) as loaded:
             remember_choice(found)
             sampling |= _not_given(command, recommended_sampling(loaded.gguf))

@@ -50,11 +50,11 @@ def evaluate(
         from localds.windows import cut, read_text
 
         words = read_text(text)
-        loaded = stack.enter_context(localds.load(model, threads=threads))
+        loaded = stack.enter_context(localds.load(model, "cpu", threads=threads))
         windows = cut(loaded, words, context, chunks)
         reference = None
         if against is not None:
-            reference = stack.enter_context(localds.load(against, threads=threads))
+            reference = stack.enter_context(localds.load(against, "cpu", threads=threads))
             check_vocabularies(loaded, reference)
         passes = 1 if reference is None else 2
         with token_progress("Reading", passes * windows.tokens.size) as advance:

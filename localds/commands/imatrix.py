@@ -51,7 +51,7 @@ def imatrix(
         path = find_model(model).path
         check_output(output, path)
         words = read_text(text)
-        with localds.load(path, threads=threads) as loaded:
+        with localds.load(path, "cpu", threads=threads) as loaded:
             windows = cut(loaded, words, chunk_size, chunks)
             collector = Collector(loaded, output_weight=output_weight)
             saver = _Saver(collector, output, str(text), chunk_size)

@@ -14,11 +14,22 @@ if TYPE_CHECKING:
 
 
 def load_model(path: str | Path, **options: Any) -> Model:
-    """`localds.load`; tells of experts that stay on disk."""
+    """`localds.load`; tells what lies on a GPU, and of experts that stay on disk."""
+    from localds.memory.gpu_plan import describe_gpu
     from localds.memory.placement import describe
     from localds.model import load
 
-    model = load(path, on_progress=show_percent("Reading weights:"), **options)
+    model = load(
+        path,
+        on_progress=show_percent("Reading weights:"),
+        on_note=lambda note: say(f"localds: {note}"),
+        **options,
+    )
+    lines = list(model.notes)
+    if model.on_gpu is not None:
+        lines.append(describe_gpu(model.on_gpu.placement))
     if not model.placement.resident:
-        say(f"localds: {describe(model.placement)}")
+        lines.append(describe(model.placement))
+    for line in lines:
+        say(f"localds: {line}")
     return model

@@ -46,7 +46,7 @@ def trace(
         path = find_model(model).path
         check_output(output, path)
         words = read_text(text)
-        with load_model(path, threads=threads, ram=ram, chunk=chunk) as loaded:
+        with load_model(path, device="cpu", threads=threads, ram=ram, chunk=chunk) as loaded:
             recorded = _record(loaded, beginning(loaded, words, tokens), chunk)
         recorded.save(output)
         typer.echo(

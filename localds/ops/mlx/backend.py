@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from localds.ops.mlx.attention import MlxMla
 from localds.ops.mlx.feed_forward import Gated
-from localds.ops.mlx.matrix import portable_matrix
+from localds.ops.mlx.matrix import portable_bytes, portable_matrix
 from localds.ops.mlx.routing import MlxRouter
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ class Backend(Protocol):
         """Bring `rows` uint8 [..., rows, bytes] from the file's map to the device."""
         ...
 
+    def device_bytes(self, kind: GGMLType, nbytes: int) -> int:
+        """Bytes on the device of `nbytes` of a type in the file, once `load` has brought them."""
+        ...
+
     def gated(self, gate: Matrix, up: Matrix | None, down: Matrix) -> Gated:
         """A SwiGLU of matrices that `load` made; without `up`, `gate` holds the rows of both."""
         ...
@@ -43,6 +47,9 @@ class Portable:
 
     def load(self, kind: GGMLType, rows: Bytes) -> Matrix:  # noqa: D102
         return portable_matrix(kind, rows)
+
+    def device_bytes(self, kind: GGMLType, nbytes: int) -> int:  # noqa: D102
+        return portable_bytes(kind, nbytes)
 
     def gated(self, gate: Matrix, up: Matrix | None, down: Matrix) -> Gated:  # noqa: D102
         return Gated(gate, up, down)

@@ -7,14 +7,14 @@ apart whenever they are multiplied with.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import mlx.core as mx
 import numpy as np
 
 from localds.gguf import GGMLType
 from localds.ops.mlx.blocks import dequantize
-from localds.ops.mlx.repack import Packed, has_form, repack
+from localds.ops.mlx.repack import Packed, has_form, packed_group_bytes, repack, replaced
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,6 +47,17 @@ class Matrix(Protocol):
         """Rows `ids` as float32 [m, columns]."""
         ...
 
+    def put(self, index: int, one: Self) -> Self:
+        """A stack with `one` as its matrix `index`.
+
+        The memory of this one serves for it if nobody keeps this one until it is computed.
+        """
+        ...
+
+    def arrays(self) -> list[mx.array]:
+        """What it is kept in, for `mx.eval`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class PlainMatrix:
@@ -66,6 +77,12 @@ class PlainMatrix:
 
     def lookup(self, ids: mx.array) -> mx.array:  # noqa: D102
         return self.weight[ids].astype(mx.float32)
+
+    def put(self, index: int, one: PlainMatrix) -> PlainMatrix:  # noqa: D102
+        return PlainMatrix(replaced(self.weight, index, one.weight))
+
+    def arrays(self) -> list[mx.array]:  # noqa: D102
+        return [self.weight]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +114,16 @@ class PackedMatrix:
         return product[:, 0]
 
     def lookup(self, ids: mx.array) -> mx.array:  # noqa: D102
-        p = self.packed.map(ids)
+        p = self.packed.map(lambda array: array[ids])
         # Affine values have the type of their scales, the others the one that is asked for.
         kind = None if p.biases is not None else mx.float32
         return mx.dequantize(*p.arrays(), group_size=32, bits=p.bits, mode=p.mode, dtype=kind)
+
+    def put(self, index: int, one: PackedMatrix) -> PackedMatrix:  # noqa: D102
+        return PackedMatrix(self.packed.put(index, one.packed))
+
+    def arrays(self) -> list[mx.array]:  # noqa: D102
+        return [array for array in self.packed.arrays() if array is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +149,12 @@ class BlockMatrix:
     def lookup(self, ids: mx.array) -> mx.array:  # noqa: D102
         return dequantize(self.kind, self.blocks[ids])
 
+    def put(self, index: int, one: BlockMatrix) -> BlockMatrix:  # noqa: D102
+        return BlockMatrix(self.kind, replaced(self.blocks, index, one.blocks))
+
+    def arrays(self) -> list[mx.array]:  # noqa: D102
+        return [self.blocks]
+
 
 def portable_matrix(kind: GGMLType, rows: Bytes) -> Matrix:
     """Bring `rows` uint8 [..., rows, bytes] to the device, in MLX's form where it has one."""
@@ -150,25 +179,21 @@ def plain_array(kind: GGMLType, rows: Bytes) -> mx.array:
     return array
 
 
+def portable_bytes(kind: GGMLType, nbytes: int) -> int:
+    """Bytes on the device of `nbytes` from the file, see `portable_matrix`."""
+    if not has_form(kind):
+        return nbytes
+    return nbytes // kind.block_bytes * kind.block_elements // 32 * packed_group_bytes(kind)
+
+
 def _repack_parts(kind: GGMLType, rows: Bytes) -> Packed:
-    """Repack some rows at a time: what is taken apart is much larger than the rows."""
+    """Repack some rows at a time, into their place: what is taken apart is larger than the rows."""
     flat = rows.reshape(-1, rows.shape[-1])
     columns = rows.shape[-1] // kind.block_bytes * kind.block_elements
     step = max(REPACKED_AT_ONCE // columns, 1)
-    parts = []
+    first = repack(kind, mx.array(flat[:1]))
+    whole = first.map(lambda array: mx.zeros((len(flat), array.shape[1]), array.dtype))
     for start in range(0, len(flat), step):
-        part = repack(kind, mx.array(flat[start : start + step]))
-        mx.eval(part.words, part.scales)
-        parts.append(part)
-    lead = rows.shape[:-1]
-
-    def joined(arrays: list[mx.array]) -> mx.array:
-        whole = mx.concatenate(arrays).reshape(*lead, -1)
-        mx.eval(whole)
-        return whole
-
-    words = joined([part.words for part in parts])
-    scales = joined([part.scales for part in parts])
-    offsets = [part.biases for part in parts if part.biases is not None]
-    biases = joined(offsets) if offsets else None
-    return Packed(words, scales, biases, parts[0].bits, parts[0].mode)
+        whole = whole.put(start, repack(kind, mx.array(flat[start : start + step])))
+        mx.eval(*(array for array in whole.arrays() if array is not None))
+    return whole.map(lambda array: array.reshape(*rows.shape[:-1], -1))

@@ -7,12 +7,15 @@ float32: a scale of Q4_K is a float16 times 6 bits, which no 16-bit float holds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import mlx.core as mx
 
 from localds.gguf import GGMLType
 from localds.ops.mlx.blocks import unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 AFFINE_BITS = {
     GGMLType.Q4_0: 4,
@@ -39,10 +42,33 @@ class Packed:
         """What `quantized_matmul` takes after x."""
         return self.words, self.scales, self.biases
 
-    def map(self, change: mx.array) -> Packed:
-        """The matrices or rows `change` of the first axis."""
-        biases = None if self.biases is None else self.biases[change]
-        return Packed(self.words[change], self.scales[change], biases, self.bits, self.mode)
+    def map(self, change: Callable[[mx.array], mx.array]) -> Packed:
+        """The same change made to all arrays."""
+        biases = None if self.biases is None else change(self.biases)
+        return Packed(change(self.words), change(self.scales), biases, self.bits, self.mode)
+
+    def put(self, index: int, part: Packed) -> Packed:
+        """With what `part` holds from `index` of the first axis on, see `replaced`."""
+        biases = None
+        if self.biases is not None and part.biases is not None:
+            biases = replaced(self.biases, index, part.biases)
+        words = replaced(self.words, index, part.words)
+        return Packed(
+            words, replaced(self.scales, index, part.scales), biases, self.bits, self.mode
+        )
+
+
+def replaced(whole: mx.array, index: int, part: mx.array) -> mx.array:
+    """`whole` with `part` from `index` of the first axis on; a part may lack that axis."""
+    if part.ndim < whole.ndim:
+        part = part[None]
+    return mx.slice_update(whole, part, mx.array([index]), axes=[0])
+
+
+def packed_group_bytes(kind: GGMLType) -> int:
+    """Bytes of 32 values of a type that `repack` takes."""
+    # One byte says how large the values of MXFP4 are; the affine form has two float32 for that.
+    return 17 if kind is GGMLType.MXFP4 else 4 * AFFINE_BITS[kind] + 8
 
 
 def has_form(kind: GGMLType) -> bool:

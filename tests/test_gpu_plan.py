@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from gpu_cases import (
     EXPERT,
+    F32,
     GIB,
     MIB,
     SPEEDS,
@@ -16,6 +17,7 @@ from gpu_cases import (
     gguf_of,
     lite,
     on_gpu,
+    same,
     v2_lite,
     v3,
 )
@@ -27,9 +29,11 @@ from localds.memory.gpu_plan import (
     place_beside_gpu,
     vram_bytes,
 )
+from localds.memory.gpu_sizes import WRITTEN_BYTES, device_sizes
 from localds.memory.latents import attention_scratch
 from localds.memory.placement import slot_bytes
 from localds.memory.plan import ROUTED, BudgetError, make_plan
+from localds.ops.mlx_device import Gpu
 
 # V2-Lite, bytes by hand. Q4_K has 144 bytes for 256 values, Q8_0 has 34 for 32.
 LITE_TRUNK = (
@@ -43,15 +47,16 @@ LITE_TRUNK = (
     + 26 * 2 * (2 * 2048 * 1408 * 144 // 256 + 1408 * 2048 * 34 // 32)
 )
 WRITTEN = 2 * 1408 * 2048  # an expert's matrix in float16
+DENSE_WRITTEN = 2 * 2048 * 10944
 PIECE = 128 * MIB // EXPERT
 STAGING = 2 * PIECE * EXPERT
 
 
 def lite_scratch(stack: int, context: int = 8192) -> int:
-    """Attention and feed-forward do not meet; the larger counts, and one stack written out."""
+    """Attention and feed-forward do not meet; the larger counts, and two stacks written out."""
     attention = attention_scratch(16, 576, 1024, context, "f16") + 1024 * 4 * (2 * 2048 + 16 * 320)
     experts = 1024 * 4 * (2 * 2048 + 6 * 3 * (2048 + 1408))
-    written = max(stack * WRITTEN, 2 * 2048 * 10944)
+    written = 2 * max(stack * WRITTEN, DENSE_WRITTEN)
     return max(attention, experts) + written + 102400 * 4 + 300_000_000
 
 
@@ -76,7 +81,7 @@ def test_a_short_context_takes_what_the_experts_take() -> None:
     experts = 1024 * 4 * (2 * 2048 + 6 * 3 * (2048 + 1408))
     assert attention_scratch(16, 576, 1024, 1024, "f16") + 1024 * 4 * (4096 + 5120) < experts
     placement = on_gpu(gguf, V2_LITE, plan, card(24 * GIB))
-    assert placement.scratch == experts + 64 * WRITTEN + 102400 * 4 + 300_000_000
+    assert placement.scratch == experts + 2 * 64 * WRITTEN + 102400 * 4 + 300_000_000
     few = on_gpu(gguf, V2_LITE, plan, card(24 * GIB), chunk=256)
     assert placement.scratch - few.scratch == experts * 3 // 4
 
@@ -85,12 +90,12 @@ def test_a_short_context_takes_what_the_experts_take() -> None:
 def test_experts_take_what_is_left(budget: int) -> None:
     gguf, plan = lite()
     placement = on_gpu(gguf, V2_LITE, plan, card(24 * GIB), budget)
-    # One more in all layers takes 26 experts, and one more matrix to be written out.
-    fixed = LITE_TRUNK + plan.cache + lite_scratch(0) - 2 * 2048 * 10944 + STAGING
-    count = (budget - fixed) // (26 * EXPERT + WRITTEN)
+    # One more in all layers takes 26 experts, and two more matrices to be written out.
+    fixed = LITE_TRUNK + plan.cache + lite_scratch(0) - 2 * DENSE_WRITTEN + STAGING
+    count = (budget - fixed) // (26 * EXPERT + 2 * WRITTEN)
     if count < PIECE:  # then a piece is the largest stack
-        count = (budget - fixed - PIECE * WRITTEN) // (26 * EXPERT)
-    written = max(PIECE, count + 1) * WRITTEN
+        count = (budget - fixed - 2 * PIECE * WRITTEN) // (26 * EXPERT)
+    written = 2 * max(PIECE, count + 1) * WRITTEN
     more = (budget - fixed - written - 26 * count * EXPERT) // EXPERT
     assert 0 < more < 26
     assert placement.slots == (count + 1,) * more + (count,) * (26 - more)
@@ -115,12 +120,12 @@ def test_v3_on_24_gib() -> None:
     piece = 128 * MIB // expert
     attention = attention_scratch(128, 576, 1024, 8192, "f16") + 1024 * 4 * (2 * 7168 + 128 * 320)
     experts = 1024 * 4 * (2 * 7168 + 8 * 3 * (7168 + 2048))
-    # The largest matrix is the dense layer's; so many experts are written out in no more.
-    written = 2 * 7168 * 18432
+    # The largest matrices are the dense layer's; so many experts are written out in no more.
+    written = 2 * 2 * 7168 * 18432
     scratch = max(attention, experts) + written + 129280 * 4 + 300_000_000
     left = budget - trunk - 8192 * 61 * 1152 - scratch - 2 * piece * expert
     count, rest = divmod(left // expert, 58)
-    assert (count + 1) * 7168 * 2048 * 2 <= written
+    assert 2 * (count + 1) * 7168 * 2048 * 2 <= written
     assert placement.budget == budget
     assert placement.slots == (count + 1,) * rest + (count,) * (58 - rest)
     assert placement.weights == trunk
@@ -133,6 +138,46 @@ def test_v3_on_24_gib() -> None:
     fixed = plan.runtime + placement.staging
     assert host.slots == (64 * GIB - fixed) // slot_bytes(gguf, V3)
     assert host.total <= 64 * GIB
+
+
+def test_of_large_stacks_no_more_than_slices_are_written_out() -> None:
+    gguf = v3()
+    plan = make_plan(gguf, V3, 1024)
+    placement = on_gpu(gguf, V3, plan, card(140 * GIB))
+    assert 2 * placement.slots[0] * 7168 * 2048 * 2 > 2 * WRITTEN_BYTES
+    attention = attention_scratch(128, 576, 1024, 1024, "f16") + 1024 * 4 * (2 * 7168 + 128 * 320)
+    experts = 1024 * 4 * (2 * 7168 + 8 * 3 * (7168 + 2048))
+    assert placement.scratch == max(attention, experts) + WRITTEN_BYTES + 129280 * 4 + 300_000_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "cuda", "metal", "portable"),
+    [
+        (GGMLType.Q6_K, "blk.0.attn_q", 2, 2, 4),
+        (GGMLType.BF16, "blk.0.attn_q", 4, 4, 4),
+        (GGMLType.F16, "blk.0.attn_q", 0, 4, 4),
+        (F32, "blk.0.attn_q", 0, 0, 0),
+        (GGMLType.Q6_K, "output", 0, 0, 4),
+        (GGMLType.BF16, "output", 0, 4, 4),
+    ],
+)
+def test_bytes_of_a_value_that_is_written_out(
+    kind: GGMLType, name: str, cuda: int, metal: int, portable: int
+) -> None:
+    """The output has to multiply one row, which our kernels do with blocks as they lie."""
+    gguf = gguf_of([("token_embd", F32, (512, 64)), (name, kind, (512, 64))])
+    geometry = replace(V2_LITE, layers=1, experts=0)
+    gpus = {
+        card(GIB): cuda,
+        card(GIB, unified=True): metal,
+        Gpu("a stand-in", "cpu", GIB, GIB, unified=False): portable,
+    }
+    for gpu, itemsize in gpus.items():
+        sizes = device_sizes(gguf, geometry, gpu, same)
+        assert sizes.trunk_written == 512 * 64 * itemsize
+        # MLX's own operations, of which there are none here for CUDA, write no slices.
+        sliced = gpu.kind == "cuda" or itemsize in (0, 2)
+        assert sizes.most_written == (WRITTEN_BYTES if sliced else None)
 
 
 def test_what_is_free_is_taken_less_a_reserve() -> None:
@@ -251,7 +296,7 @@ def test_what_the_device_keeps_otherwise_counts_as_it_lies_there() -> None:
     assert placement.weights == 2 * LITE_TRUNK - floats
     assert placement.expert_bytes == (2 * EXPERT,) * 26
     # Nothing is written out that is in a form to be multiplied in.
-    assert placement.scratch == lite_scratch(64) - 64 * WRITTEN
+    assert placement.scratch == lite_scratch(64) - 2 * 64 * WRITTEN
 
 
 def test_a_tied_output_is_kept_and_read_once() -> None:

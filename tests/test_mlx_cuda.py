@@ -21,13 +21,17 @@ mx = pytest.importorskip("mlx.core", reason="needs MLX: pip install 'mlx[cpu]'")
 
 from cuda_emulator import emulated_cuda, forget_proofs  # noqa: E402
 
-from localds.ops.mlx import MlxOps  # noqa: E402
+from localds.ops.mlx import MlxOps, written  # noqa: E402
 from localds.ops.mlx.backend import PORTABLE  # noqa: E402
 from localds.ops.mlx.blocks import QUANTIZED  # noqa: E402
 from localds.ops.mlx.cache import DeviceRows, decoded, encoded  # noqa: E402
 from localds.ops.mlx.cuda import CudaBackend, proof, source  # noqa: E402
 from localds.ops.mlx.cuda.latent import CACHED, Latents, prepare  # noqa: E402
-from localds.ops.mlx.cuda.matrix import CudaMatrix  # noqa: E402
+from localds.ops.mlx.cuda.matrix import (  # noqa: E402
+    FEWER_TOGETHER,
+    MORE_TOGETHER,
+    CudaMatrix,
+)
 from localds.ops.mlx.cuda.routing import route  # noqa: E402
 from localds.ops.mlx.feed_forward import Gated  # noqa: E402
 from localds.ops.mlx.matrix import PLAIN, portable_matrix  # noqa: E402
@@ -116,6 +120,30 @@ def test_many_rows_are_multiplied_in_float16(kind: GGMLType) -> None:
     x = rng(3).standard_normal((20, 256)).astype(np.float32)
     product = BACKEND.load(kind, blocks)(mx.array(x))
     near(product, x @ values_of(kind, blocks).T, 2e-3)
+
+
+def test_large_matrices_are_written_out_in_slices(
+    launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = blocks_of(GGMLType.Q4_K, 10, 256)
+    product = BACKEND.load(GGMLType.Q4_K, blocks)
+    launched.clear()
+    monkeypatch.setattr(written, "SLICE_BYTES", 4 * 256 * 2)  # rows of float16
+    x = rng(3).standard_normal((20, 256)).astype(np.float32)
+    near(product(mx.array(x)), x @ values_of(GGMLType.Q4_K, blocks).T, 2e-3)
+    assert launched == ["convert"] * 3
+
+
+@each_kind
+@pytest.mark.parametrize("together", [FEWER_TOGETHER, MORE_TOGETHER])
+def test_rows_that_a_warp_does_together(kind: GGMLType, together: int) -> None:
+    """One row is left over."""
+    blocks = blocks_of(kind, 2, 9, 512)
+    stack = CudaMatrix(kind, mx.array(blocks))
+    x = rng(3).standard_normal((2, 512)).astype(np.float32)
+    found = stack.multiplied(mx.array(x), mx.array([1, 0], mx.uint32), together)
+    expected = np.einsum("nc,nrc->nr", x, values_of(kind, blocks)[::-1].astype(np.float64))
+    near(found, expected, 2e-6)
 
 
 @each_kind

@@ -29,7 +29,7 @@ from test_ops_mlx import copied_metadata, finish, random_blocks  # noqa: E402
 from localds import _native  # noqa: E402
 from localds.gguf import GGMLType, GGUFFile  # noqa: E402
 from localds.ops import MlaShape  # noqa: E402
-from localds.ops.mlx import MlxOps, build_decoder  # noqa: E402
+from localds.ops.mlx import MlxOps, build_decoder, written  # noqa: E402
 from localds.ops.mlx.backend import PORTABLE  # noqa: E402
 from localds.ops.mlx.blocks import QUANTIZED  # noqa: E402
 from localds.ops.mlx.cache import DTYPES, DeviceRows, encoded  # noqa: E402
@@ -138,6 +138,20 @@ def test_chosen(kind: GGMLType, matrices: int, n: int, bound: float) -> None:
     expected = np.einsum("nc,nrc->nr", x, values(kind, blocks)[ids].astype(np.float64))
     found = MetalMatrix(kind, mx.array(blocks)).chosen(mx.array(x.T).T, mx.array(ids))
     near(found, expected, bound)
+
+
+def test_large_stacks_are_written_out_in_slices(
+    metal: MetalEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three slices, the second is not asked for."""
+    kind = GGMLType.IQ4_NL
+    blocks = random_blocks(kind, 5, 6, 64)
+    ids = np.repeat([0, 1, 4], [30, 25, 15]).astype(np.uint32)
+    x = rng(6).standard_normal((70, 64)).astype(np.float32)
+    monkeypatch.setattr(written, "SLICE_BYTES", 2 * 6 * 64 * 2)  # matrices of float16
+    found = MetalMatrix(kind, mx.array(blocks)).chosen(mx.array(x), mx.array(ids))
+    near(found, np.einsum("nc,nrc->nr", x, values(kind, blocks)[ids].astype(np.float64)), 2e-3)
+    assert len(metal.launched) == 2
 
 
 @each_block
@@ -287,7 +301,7 @@ def test_without_metal_mlx_serves(monkeypatch: pytest.MonkeyPatch, metal: MetalE
 
 def sabotage(monkeypatch: pytest.MonkeyPatch, file: str, part: str, wrong: str) -> None:
     """Change all sources' parts that come from `file`."""
-    real = source._parts
+    real = source._sections
 
     def changed(name: str) -> dict[str, str]:
         if name != file:
@@ -296,7 +310,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, file: str, part: str, wrong: str) 
         assert whole != real(name)
         return whole
 
-    monkeypatch.setattr(source, "_parts", changed)
+    monkeypatch.setattr(source, "_sections", changed)
 
 
 # ---- a model ----

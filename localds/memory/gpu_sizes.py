@@ -19,13 +19,20 @@ if TYPE_CHECKING:
 
     DeviceBytes = Callable[[GGMLType, int], int]
 
+WRITTEN_BYTES = 768 << 20
+"""What matrices take at most that our kernels write out as floats, to multiply many rows.
+
+Gate and up of a layer are multiplied at once, so that each may take half of it: enough for all
+experts of V2-Lite, which are then written without waiting.
+"""
+
 # Kernels, and what the driver keeps for a process.
 _RUNTIME = {"cuda": 300_000_000, "metal": 100_000_000, "cpu": 50_000_000}
 
 _PIECE_BYTES = 128 << 20
 _PIECES = 2  # one is computed while the next arrives
 
-_EMBEDDING = "token_embd.weight"
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 _FLOAT = 4
 _PAIR_OUTPUTS = 3  # as they come, in the order of the tokens, and weighted
 _MIDDLES = 3  # gate, up, and their product
@@ -47,7 +54,8 @@ class DeviceSizes:
     expert of each such layer; all as they lie on the device. `expert_file_bytes` is an expert as it
     lies in the file, and `multiply_adds` what it computes for a token. `trunk_written` is the
     largest matrix of the trunk as products of many tokens write it out, `expert_written` that of an
-    expert. `token_floats` are the values that a feed-forward layer keeps for a token,
+    expert; `most_written` is what such matrices take at most at once, None where some are always
+    written as a whole. `token_floats` are the values that a feed-forward layer keeps for a token,
     `attention_floats` those of attention beside `attention_scratch`.
     """
 
@@ -60,6 +68,7 @@ class DeviceSizes:
     multiply_adds: tuple[int, ...]
     trunk_written: int
     expert_written: int
+    most_written: int | None
     token_floats: int
     attention_floats: int
     runtime: int
@@ -88,19 +97,18 @@ def device_sizes(
     """Sizes of a model on `gpu`, where bytes of a type in the file become `device_bytes(...)`."""
     routed = routed_tensors(gguf, geometry)
     trunk = [t for t in gguf.tensors.values() if is_trunk(t.name, geometry.layers)]
-    downs = [t for layer in routed.values() for t in layer if ".ffn_down_exps." in t.name]
-    width = max((t.shape[0] for t in downs), default=0)
+    experts = [t for layer in routed.values() for t in layer]
+    width = max((t.shape[0] for t in experts if ".ffn_down_exps." in t.name), default=0)
     dense = max((t.shape[0] for t in trunk if t.name.endswith("ffn_down.weight")), default=0)
     pairs = geometry.experts_used * (_PAIR_OUTPUTS * geometry.hidden + _MIDDLES * width)
 
-    tied = "output.weight" not in gguf.tensors
+    tied = _OUTPUT not in gguf.tensors
     active = [t for t in trunk if tied or t.name != _EMBEDDING]
-    # The output has to multiply the last token alone, which is written out only by some.
-    many = [t for t in active if t.name not in (_EMBEDDING, "output.weight") or gpu.kind != "cuda"]
 
     def written(tensor: Tensor) -> int:
         return _written(gpu, tensor, device_bytes)
 
+    sliced = all(_has_kernels(gpu, t.type) for t in [*active, *experts] if written(t))
     return DeviceSizes(
         trunk=sum(_trunk_bytes(tensor, device_bytes) for tensor in trunk),
         active_trunk=sum(_trunk_bytes(tensor, device_bytes) for tensor in active),
@@ -109,10 +117,9 @@ def device_sizes(
         expert_bytes=_of_experts(routed.values(), lambda t: device_bytes(t.type, t.nbytes)),
         expert_file_bytes=_of_experts(routed.values(), lambda t: t.nbytes),
         multiply_adds=_of_experts(routed.values(), lambda t: t.n_elements),
-        trunk_written=max(map(written, many), default=0),
-        expert_written=max(
-            (written(t) // t.shape[-1] for layer in routed.values() for t in layer), default=0
-        ),
+        trunk_written=max(map(written, active), default=0),
+        expert_written=max((written(t) // t.shape[-1] for t in experts), default=0),
+        most_written=WRITTEN_BYTES if sliced else None,
         token_floats=2 * geometry.hidden + max(pairs, _MIDDLES * dense),
         attention_floats=2 * geometry.hidden + geometry.expanded_width,
         runtime=_RUNTIME[gpu.kind],
@@ -124,14 +131,16 @@ def scratch_bytes(
 ) -> int:
     """What a pass takes at most with a cache of `context` tokens, `stack` experts in one stack.
 
-    One layer computes at a time, so that the larger of attention and feed-forward counts; a matrix
-    of either is written out as a whole. Of a prompt only the last token has logits.
+    One layer computes at a time, so that the larger of attention and feed-forward counts; two
+    matrices of either are written out, or slices of them. Of a prompt only the last token has
+    logits.
     """
     chunk = min(run.chunk, context)
     scores = attention_scratch(geometry.heads, geometry.cache_width, chunk, context, run.cache_type)
     attention = scores + chunk * sizes.attention_floats * _FLOAT
     feed_forward = chunk * sizes.token_floats * _FLOAT
-    written = max(sizes.trunk_written, stack * sizes.expert_written)
+    largest = max(sizes.trunk_written, stack * sizes.expert_written)
+    written = 2 * largest if sizes.most_written is None else min(2 * largest, sizes.most_written)
     logits = geometry.vocabulary * _FLOAT
     return max(attention, feed_forward) + written + logits + sizes.runtime
 
@@ -147,16 +156,26 @@ def _trunk_bytes(tensor: Tensor, device_bytes: DeviceBytes) -> int:
 def _written(gpu: Gpu, tensor: Tensor, device_bytes: DeviceBytes) -> int:
     """Bytes of a matrix that is written out before it is multiplied, 0 if it is not.
 
-    CUDA's kernels write blocks as float16 for the tensor cores; MLX's own operations multiply what
-    is in a form of theirs as it lies, and the rest in float32.
+    Our kernels write blocks as float16, but for few rows: the output has to multiply the last
+    token's alone. MLX's own operations multiply what is in a form of theirs as it lies, and the
+    rest in float32.
     """
     kind = tensor.type
-    if len(tensor.shape) < 2 or kind in (GGMLType.F32, GGMLType.F16):
+    if len(tensor.shape) < 2 or kind is GGMLType.F32:
         return 0
     if device_bytes(kind, tensor.nbytes) != tensor.nbytes:
         return 0
-    halves = gpu.kind == "cuda" and kind is not GGMLType.BF16
-    return tensor.n_elements * (2 if halves else 4)
+    kernels = _has_kernels(gpu, kind)
+    if kernels and (tensor.name in (_EMBEDDING, _OUTPUT) or kind is GGMLType.F16):
+        return 0
+    return tensor.n_elements * (2 if kernels and kind is not GGMLType.BF16 else 4)
+
+
+def _has_kernels(gpu: Gpu, kind: GGMLType) -> bool:
+    """Whether matrices of a type that MLX has no form for are multiplied by kernels of our own."""
+    if gpu.kind == "metal":
+        return kind not in (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+    return gpu.kind == "cuda"
 
 
 def _of_experts(layers: Iterable[list[Tensor]], amount: Callable[[Tensor], int]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from localds.gguf.mapping import ask_for_huge_pages
 from localds.memory.plan import is_trunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from numpy.typing import NDArray
 
@@ -28,16 +28,25 @@ _THREADS = 4
 
 
 def read_trunk(
-    gguf: GGUFFile, layers: int, on_progress: Callable[[int, int], None] | None = None
+    gguf: GGUFFile,
+    layers: int,
+    on_progress: Callable[[int, int], None] | None = None,
+    but: Collection[str] = (),
 ) -> None:
     """Replace the trunk's tensors, those of the first `layers` layers, by copies in memory.
+
+    Those in `but`, by name, stay: they lie in memory already.
 
     The copies lie in large pages, from which weights are read faster, and stay out of the system's
     cache: what they take is exactly known. `on_progress(done, total)` counts bytes. Raises
     `ReadError`, an `OSError`, where the file cannot be read.
     """
-    trunk = [tensor for tensor in gguf.tensors.values() if is_trunk(tensor.name, layers)]
-    buffer = _huge_buffer(sum(_room(tensor) for tensor in trunk))
+    trunk = [
+        tensor
+        for tensor in gguf.tensors.values()
+        if is_trunk(tensor.name, layers) and tensor.name not in but
+    ]
+    buffer = huge_buffer(sum(_room(tensor) for tensor in trunk))
     files = {path: _native.DirectFile(str(path)) for path in {tensor.path for tensor in trunk}}
     total = len(buffer)
     done = start = 0
@@ -77,7 +86,8 @@ def _down(offset: int) -> int:
     return offset // PAGE * PAGE
 
 
-def _huge_buffer(nbytes: int) -> NDArray[np.uint8]:
+def huge_buffer(nbytes: int) -> NDArray[np.uint8]:
+    """Bytes in large pages, zero until they are written; what is not touched takes no memory."""
     # Shared memory, Python's default, seldom lies in large pages.
     buffer = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     ask_for_huge_pages(buffer)

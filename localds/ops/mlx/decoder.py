@@ -147,7 +147,6 @@ class MlxDecoder(Decoder[mx.array]):
         rows.reserve(len(ids))
         rows.upload()
         x = self.embedding(ids)
-        before = x
         for index, layer in enumerate(self.layers):
             after = layer.attention(x, cast("LayerCache", rows.device[index]), rows.length)
             if isinstance(layer.feed_forward, MlxMoe):
@@ -157,8 +156,8 @@ class MlxDecoder(Decoder[mx.array]):
             else:
                 after = layer.feed_forward(after)
             mx.async_eval(after, rows.device[index].rows)  # type: ignore[no-untyped-call]
-            mx.eval(before)  # so that no more than two layers' work lies in memory
-            before, x = x, after
+            mx.eval(x)  # so that no more than two layers' work lies in memory
+            x = after
             check_interrupt(interrupt)
             if on_share:
                 on_share((index + 1) / len(self.layers))

@@ -99,7 +99,7 @@ extern "C" __global__ void attend(const float* absorbed, const float* turned, co
   }
 #pragma unroll
   for (int j = 0; j < kValuePairs; ++j) total[j] = {0, 0};
-  float largest = nothing(), sum = 0;
+  float largest = minus_infinity(), sum = 0;
   for (int start = begin; start < end; start += kAtOnce) {
     float2 row[kAtOnce][kPairs];
     float score[kAtOnce];
@@ -117,7 +117,7 @@ extern "C" __global__ void attend(const float* absorbed, const float* turned, co
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       score[i] = all_sum(score[i]);
-      if (start + i >= end) score[i] = nothing();
+      if (start + i >= end) score[i] = minus_infinity();
       top = fmaxf(top, score[i]);
     }
     const float shrink = __expf(largest - top);
@@ -148,7 +148,7 @@ extern "C" __global__ void attend(const float* absorbed, const float* turned, co
 extern "C" __global__ void merge(const float* context, const float* state, float* y, int parts,
                                  int heads) {
   const int head = blockIdx.x;
-  float largest = nothing();
+  float largest = minus_infinity();
   for (int p = 0; p < parts; ++p) largest = fmaxf(largest, state[2 * (p * heads + head)]);
   float sum = 0;
   for (int p = 0; p < parts; ++p) {

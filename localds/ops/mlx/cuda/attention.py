@@ -9,8 +9,9 @@ import mlx.core as mx
 from localds.ops.mlx.attention import MlxMla
 from localds.ops.mlx.cache import device_rows
 from localds.ops.mlx.cuda.latent import Latents, attend, prepare
-from localds.ops.mlx.cuda.matrix import CudaMatrix, counted
+from localds.ops.mlx.cuda.matrix import CudaMatrix
 from localds.ops.mlx.cuda.proof import attention_failure
+from localds.ops.mlx.kept import counted
 
 if TYPE_CHECKING:
     from localds.memory.latents import LayerCache

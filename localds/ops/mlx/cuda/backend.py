@@ -9,10 +9,10 @@ import mlx.core as mx
 
 from localds.gguf import GGMLType
 from localds.ops.mlx.cuda.attention import CudaMla
-from localds.ops.mlx.cuda.matrix import CudaGated, CudaMatrix, zeros
+from localds.ops.mlx.cuda.matrix import PLAIN_BLOCK, CudaGated, CudaMatrix
 from localds.ops.mlx.cuda.proof import matrix_failure, routing_failure
 from localds.ops.mlx.cuda.routing import fits, route
-from localds.ops.mlx.cuda.source import WARP
+from localds.ops.mlx.kept import counted
 from localds.ops.mlx.matrix import PLAIN, portable_bytes, portable_matrix
 from localds.ops.mlx.routing import MlxRouter
 
@@ -33,15 +33,13 @@ class CudaBackend:
 
     def load(self, kind: GGMLType, rows: Bytes) -> Matrix:
         """Bring `rows` uint8 [..., rows, bytes] from the file's map to the device."""
-        if kind in PLAIN and rows.shape[-1] // kind.block_bytes % WARP:
-            return portable_matrix(kind, rows)  # no whole blocks of 32
-        if matrix_failure(kind):
+        partial_block = kind in PLAIN and rows.shape[-1] % (PLAIN_BLOCK * kind.block_bytes)
+        if partial_block or matrix_failure(kind):
             return portable_matrix(kind, rows)
         # The sum lies in device memory; what is made from numpy's, in pages that move.
         blocks = mx.array(rows) + mx.array(0, mx.uint8)
         mx.eval(blocks)
-        stacked = rows.ndim == 3
-        return CudaMatrix(kind, blocks if stacked else blocks[None], stacked)
+        return CudaMatrix(kind, blocks)
 
     def device_bytes(self, kind: GGMLType, nbytes: int) -> int:
         """Bytes on the device of `nbytes` of a type in the file, once `load` has brought them."""
@@ -55,13 +53,13 @@ class CudaBackend:
         """The choice of experts."""
         if (
             not fits(router)
-            or weight.shape[1] % WARP
+            or weight.shape[1] % PLAIN_BLOCK
             or matrix_failure(GGMLType.F32)
             or routing_failure(router)
         ):
             return MlxRouter(router, weight, bias)
-        blocks = mx.contiguous(weight).view(mx.uint8)[None]
-        return CudaRouter(router, CudaMatrix(GGMLType.F32, blocks, stacked=False), bias)
+        blocks = mx.contiguous(weight).view(mx.uint8)
+        return CudaRouter(router, CudaMatrix(GGMLType.F32, blocks), bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +75,4 @@ class CudaRouter:
 
     def __call__(self, h: mx.array) -> tuple[mx.array, mx.array]:
         """Experts uint32 and weights float32 of h [n, hidden], both [n, top_k], best first."""
-        return route(self.weight.multiplied(h, zeros(len(h))[:, 0]), self.bias, self.router)
+        return route(self.weight.multiplied(h, counted(1, len(h))), self.bias, self.router)

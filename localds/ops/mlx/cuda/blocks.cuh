@@ -44,6 +44,15 @@ __device__ inline void load(const uint8_t* p, uint32_t* words) {
 __device__ inline uint32_t byte_of(const uint32_t* words, int i) {
   return words[i / 4] >> (8 * (i % 4)) & 255;
 }
+// Scale and minimum of sub-block s of Q4_K or Q5_K, from the 12 bytes at p.
+__device__ inline float2 six_bits(const uint8_t* p, int s) {
+  if (s < 4) return {static_cast<float>(p[s] & 63), static_cast<float>(p[s + 4] & 63)};
+  return {static_cast<float>(p[s + 4] & 15 | (p[s - 4] >> 6) << 4),
+          static_cast<float>(p[s + 4] >> 4 | (p[s] >> 6) << 4)};
+}
+// What the indices of IQ4_NL and IQ4_XS stand for.
+__constant__ float kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                     1,    13,   25,  38,  53,  69,  89,  113};
 //// Q4_0
 constexpr int kElements = 32, kBytes = 18;
 __device__ inline int first(int) { return 0; }
@@ -164,12 +173,6 @@ __device__ inline void read(const uint8_t* b, int u, float* w) {
 constexpr int kElements = 256, kBytes = 144;
 __device__ inline int first(int u) { return 64 * (u / 2) + 16 * (u % 2); }
 __device__ inline int second(int u) { return first(u) + 32; }
-// Scale and minimum of sub-block s from the 12 bytes at p.
-__device__ inline float2 six_bits(const uint8_t* p, int s) {
-  if (s < 4) return {static_cast<float>(p[s] & 63), static_cast<float>(p[s + 4] & 63)};
-  return {static_cast<float>(p[s + 4] & 15 | (p[s - 4] >> 6) << 4),
-          static_cast<float>(p[s + 4] >> 4 | (p[s] >> 6) << 4)};
-}
 __device__ inline void read(const uint8_t* b, int u, float* w) {
   const float d = half_at(b), m = half_at(b + 2);
   const float2 s0 = six_bits(b + 4, u / 2 * 2), s1 = six_bits(b + 4, u / 2 * 2 + 1);
@@ -187,12 +190,6 @@ __device__ inline void read(const uint8_t* b, int u, float* w) {
 constexpr int kElements = 256, kBytes = 176;
 __device__ inline int first(int u) { return 64 * (u / 2) + 16 * (u % 2); }
 __device__ inline int second(int u) { return first(u) + 32; }
-// Scale and minimum of sub-block s from the 12 bytes at p.
-__device__ inline float2 six_bits(const uint8_t* p, int s) {
-  if (s < 4) return {static_cast<float>(p[s] & 63), static_cast<float>(p[s + 4] & 63)};
-  return {static_cast<float>(p[s + 4] & 15 | (p[s - 4] >> 6) << 4),
-          static_cast<float>(p[s + 4] >> 4 | (p[s] >> 6) << 4)};
-}
 __device__ inline void read(const uint8_t* b, int u, float* w) {
   const float d = half_at(b), m = half_at(b + 2);
   const int bit = u / 2 * 2;
@@ -231,8 +228,6 @@ __device__ inline void read(const uint8_t* b, int u, float* w) {
 constexpr int kElements = 32, kBytes = 18;
 __device__ inline int first(int) { return 0; }
 __device__ inline int second(int) { return 16; }
-__constant__ float kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                  1,    13,   25,  38,  53,  69,  89,  113};
 __device__ inline void read(const uint8_t* b, int, float* w) {
   const float d = half_at(b);
   uint32_t q[4];
@@ -240,16 +235,14 @@ __device__ inline void read(const uint8_t* b, int, float* w) {
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i);
-    w[i] = d * kValues[v & 15];
-    w[16 + i] = d * kValues[v >> 4];
+    w[i] = d * kIq4Values[v & 15];
+    w[16 + i] = d * kIq4Values[v >> 4];
   }
 }
 //// IQ4_XS
 constexpr int kElements = 256, kBytes = 136;
 __device__ inline int first(int u) { return 32 * u; }
 __device__ inline int second(int u) { return 32 * u + 16; }
-__constant__ float kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                  1,    13,   25,  38,  53,  69,  89,  113};
 __device__ inline void read(const uint8_t* b, int u, float* w) {
   const int low = b[4 + u / 2] >> (4 * (u % 2)) & 15;
   const int high = b[2 + u / 4] >> (2 * (u % 4)) & 3;
@@ -259,8 +252,8 @@ __device__ inline void read(const uint8_t* b, int u, float* w) {
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const uint32_t v = byte_of(q, i);
-    w[i] = d * kValues[v & 15];
-    w[16 + i] = d * kValues[v >> 4];
+    w[i] = d * kIq4Values[v & 15];
+    w[16 + i] = d * kIq4Values[v >> 4];
   }
 }
 //// MXFP4

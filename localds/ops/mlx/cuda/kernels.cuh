@@ -30,7 +30,7 @@ __device__ inline T narrow(float f) {
   }
 }
 //// numbers
-__device__ inline float nothing() { return __int_as_float(0xff800000); }
+__device__ inline float minus_infinity() { return __int_as_float(0xff800000); }
 __device__ inline float all_sum(float v) {
   for (int s = 16; s > 0; s /= 2) v += __shfl_xor_sync(~0u, v, s);
   return v;
@@ -68,9 +68,7 @@ __device__ inline void dot(const uint8_t* w, int64_t stride, int rows, const flo
     }
   }
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    for (int step = 16; step > 0; step /= 2) sums[r] += __shfl_xor_sync(~0u, sums[r], step);
-  }
+  for (int r = 0; r < kRows; ++r) sums[r] = all_sum(sums[r]);
 }
 //// multiply
 // y[m, rows] = w[ids[m]] x[m]. One warp does kRows rows.
@@ -160,7 +158,7 @@ extern "C" __global__ void route(const float* logits, const float* bias, uint32_
   const float scale = __int_as_float(scale_bits);
   const int lane = threadIdx.x, t = blockIdx.x;
   const float* in = logits + static_cast<int64_t>(t) * kExperts;
-  float top = nothing(), sum = 0;
+  float top = minus_infinity(), sum = 0;
   if (kGating == 0) {
     for (int e = lane; e < kExperts; e += 32) top = fmaxf(top, in[e]);
     top = all_max(top);
@@ -172,14 +170,14 @@ extern "C" __global__ void route(const float* logits, const float* bias, uint32_
     if (kGating == 1) scores[e] = 1 / (1 + expf(-in[e]));
     if (kGating == 2) scores[e] = in[e];
     const float c = scores[e] + bias[e];
-    choice[e] = isnan(c) ? nothing() : c;
+    choice[e] = isnan(c) ? minus_infinity() : c;
   }
   __syncwarp();
   if (kGroups > 1) {
     constexpr int kSize = kExperts / kGroups;
-    float mine = nothing();
+    float mine = minus_infinity();
     if (lane < kGroups) {
-      float best = nothing(), second = nothing();
+      float best = minus_infinity(), second = minus_infinity();
       for (int i = 0; i < kSize; ++i) {
         const float c = choice[lane * kSize + i];
         if (c > best)
@@ -195,14 +193,14 @@ extern "C" __global__ void route(const float* logits, const float* bias, uint32_
       better += other > mine || (other == mine && g < lane);
     }
     if (lane < kGroups && better >= kGroupsUsed) {
-      for (int i = 0; i < kSize; ++i) choice[lane * kSize + i] = nothing();
+      for (int i = 0; i < kSize; ++i) choice[lane * kSize + i] = minus_infinity();
     }
     __syncwarp();
   }
-  // An expert that was chosen becomes NaN, which is larger than nothing.
+  // An expert that was chosen becomes NaN, which is larger than any number.
   float chosen = 0;
   for (int k = 0; k < kTop; ++k) {
-    float best = nothing();
+    float best = minus_infinity();
     int id = kExperts;
     for (int e = lane; e < kExperts; e += 32) {
       if (choice[e] > best || (choice[e] == best && e < id)) best = choice[e], id = e;
@@ -217,7 +215,7 @@ extern "C" __global__ void route(const float* logits, const float* bias, uint32_
     __syncwarp();
   }
   if (kGating == 2) {
-    const float highest = all_max(lane < kTop ? chosen : nothing());
+    const float highest = all_max(lane < kTop ? chosen : minus_infinity());
     chosen = lane < kTop ? expf(chosen - highest) : 0;
     chosen /= all_sum(chosen);
   }

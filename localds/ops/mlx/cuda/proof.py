@@ -7,7 +7,6 @@ operations are used. Each proof is made once in a process.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -17,16 +16,13 @@ from localds.ops import Gating, Router
 from localds.ops.mlx.blocks import QUANTIZED, dequantize
 from localds.ops.mlx.cache import decoded, encoded
 from localds.ops.mlx.cuda.latent import CACHED, Latents, attend, prepare
-from localds.ops.mlx.cuda.matrix import CudaMatrix, counted
+from localds.ops.mlx.cuda.matrix import FEWER_TOGETHER, MORE_TOGETHER, CudaMatrix
 from localds.ops.mlx.cuda.routing import route
+from localds.ops.mlx.kept import counted
 from localds.ops.mlx.matrix import PLAIN
+from localds.ops.mlx.proving import BOUND, close, reason, sample_blocks, wave
 from localds.ops.mlx.routing import choose_experts
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-BOUND = 1e-4
-"""How far results may be from MLX's, of the largest one."""
 ROUNDING = {GGMLType.F32: BOUND, GGMLType.F16: 1e-3, GGMLType.Q8_0: 5e-3}
 """How far the values of a cached row may be."""
 
@@ -56,58 +52,47 @@ def failures() -> dict[str, str]:
 @cache
 def matrix_failure(kind: GGMLType) -> str:
     """Why the kernels of a block type cannot be used on this device; "" if they can."""
-    return _reason(lambda: _products(kind))
+    return reason(lambda: _products(kind))
 
 
 @cache
 def attention_failure(latents: Latents) -> str:
     """The same for the kernels of latent attention."""
-    return _reason(lambda: _attention(latents))
+    return reason(lambda: _attention(latents))
 
 
 @cache
 def routing_failure(router: Router) -> str:
     """The same for the choice of experts."""
-    return _reason(lambda: _routing(router))
-
-
-def _reason(prove: Callable[[], dict[str, bool]]) -> str:
-    """What `prove` finds to be wrong, or why it cannot."""
-    try:
-        wrong = [name for name, right in prove().items() if not right]
-    except (RuntimeError, OSError, ValueError) as error:
-        return str(error)
-    return f"wrong results of {', '.join(wrong)}" if wrong else ""
+    return reason(lambda: _routing(router))
 
 
 def _products(kind: GGMLType) -> dict[str, bool]:
-    size = COLUMNS // kind.block_elements * kind.block_bytes
-    # Bytes below 64 make float16 and float32 scales that are small, positive and finite.
-    pattern = np.arange(MATRICES * ROWS * size, dtype=np.uint32) * 2654435761 >> 20 & 63
-    blocks = mx.array(pattern.astype(np.uint8).reshape(MATRICES, ROWS, size))
+    blocks = sample_blocks(kind, MATRICES, ROWS, COLUMNS)
     values = blocks.view(PLAIN[kind]) if kind in PLAIN else dequantize(kind, blocks)
     values = values.astype(mx.float32)
-    matrix = CudaMatrix(kind, blocks, stacked=True)
-    x = _wave(MATRICES, COLUMNS)
+    matrix = CudaMatrix(kind, blocks)
+    x = wave(MATRICES, COLUMNS)
     # Not as a matrix product, which may be of less precision.
     expected = (x[:, None] * values).sum(axis=-1)
     ids, weights = counted(MATRICES, 1)[None], mx.array([[0.5, 2.0]])
     combined = matrix.combined(mx.ones((1, ROWS)), x, ids, weights)
-    gated = matrix.gated(matrix, x, ids.reshape(-1, 1))
-    rows = CudaMatrix(kind, blocks[:1], stacked=False).lookup(mx.arange(ROWS))
+    both = (FEWER_TOGETHER, MORE_TOGETHER)
+    product = expected * mx.sigmoid(expected) * expected
+    rows = CudaMatrix(kind, blocks[0]).lookup(mx.arange(ROWS))
     return {
-        "multiply": _close(matrix.multiplied(x, ids[0]), expected),
-        "combined": _close(combined, 1 + (expected * weights[0][:, None]).sum(axis=0)[None]),
-        "gated": _close(gated, expected * mx.sigmoid(expected) * expected),
-        "convert": _close(rows, values[0]),
+        "multiply": all(close(matrix.multiplied(x, ids[0], n), expected) for n in both),
+        "combined": close(combined, 1 + (expected * weights[0][:, None]).sum(axis=0)[None]),
+        "gated": all(close(matrix.gated(matrix, x, ids.reshape(-1, 1), n), product) for n in both),
+        "convert": close(rows, values[0]),
     }
 
 
 def _attention(g: Latents) -> dict[str, bool]:
     # Shifted, so that the largest value of a block is a negative one.
-    kv = _wave(1, g.width) - 0.25
-    queries, norm = _wave(1, g.heads * g.query), 1 + _wave(g.rank) / 2
-    absorbed, past = _wave(g.heads, g.rank), mx.array([PAST], mx.int32)
+    kv = wave(1, g.width) - 0.25
+    queries, norm = wave(1, g.heads * g.query), 1 + wave(g.rank) / 2
+    absorbed, past = wave(g.heads, g.rank), mx.array([PAST], mx.int32)
     angles = mx.arange(POSITIONS)[:, None] / mx.arange(1, g.rope // 2 + 1)
     table = mx.stack([mx.cos(angles), mx.sin(angles)])
     row, turned = prepare(g, kv, queries, norm, table, past, EPS)
@@ -117,7 +102,7 @@ def _attention(g: Latents) -> dict[str, bool]:
     ends = _turned(queries.reshape(g.heads, -1)[:, -g.rope :], table[:, PAST])
     cached = mx.concatenate([latent, key], axis=-1)
 
-    old = encoded(_wave(RESERVED, g.width), g.type)
+    old = encoded(wave(RESERVED, g.width), g.type)
     row = row.view(old.dtype)
     rows = mx.slice_update(old, row, past, axes=[0])
     seen = decoded(rows[: PAST + 1], mx.float32)
@@ -125,9 +110,9 @@ def _attention(g: Latents) -> dict[str, bool]:
     weights = mx.softmax((query[:, None] * seen).sum(axis=-1), axis=-1, precise=True)
     context = (weights[..., None] * seen[:, : g.rank]).sum(axis=1)
     return {
-        "prepare": _close(decoded(row, mx.float32), cached, ROUNDING[g.type])
-        and _close(turned, ends),
-        "attend": _close(attend(g, absorbed, turned, rows, past, SCALE), context),
+        "prepare": close(decoded(row, mx.float32), cached, ROUNDING[g.type])
+        and close(turned, ends),
+        "attend": close(attend(g, absorbed, turned, rows, past, SCALE), context),
     }
 
 
@@ -143,14 +128,8 @@ def _routing(router: Router) -> dict[str, bool]:
     for name, added in (("route", None), ("route with a bias", bias)):
         ids, weights = route(logits, added, router)
         right_ids, right = choose_experts(logits, added, router)
-        proofs[name] = bool(mx.all(ids == right_ids).item()) and _close(weights, right)
+        proofs[name] = bool(mx.all(ids == right_ids).item()) and close(weights, right)
     return proofs
-
-
-def _wave(*shape: int) -> mx.array:
-    """Values between -1 and 1."""
-    size = int(np.prod(shape))
-    return mx.array(np.sin(np.arange(size) * 0.7 + size).astype(np.float32).reshape(shape))
 
 
 def _turned(x: mx.array, turns: mx.array) -> mx.array:
@@ -159,8 +138,3 @@ def _turned(x: mx.array, turns: mx.array) -> mx.array:
     cosine, sine = turns
     turned = mx.stack([even * cosine - odd * sine, even * sine + odd * cosine], axis=-1)
     return turned.reshape(x.shape)
-
-
-def _close(result: mx.array, right: mx.array, bound: float = BOUND) -> bool:
-    """NaN is not close to anything."""
-    return bool((mx.abs(result - right).max() <= bound * mx.abs(right).max()).item())

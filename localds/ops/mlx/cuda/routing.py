@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from localds.ops import Gating, GroupScore
 from localds.ops.mlx.cuda.source import WARP, launch
+from localds.ops.mlx.kept import no_bias
 
 if TYPE_CHECKING:
     from localds.ops import Router
@@ -26,7 +26,7 @@ def route(logits: mx.array, bias: mx.array | None, router: Router) -> tuple[mx.a
     r, n = router, len(logits)
     ids, weights = launch(
         "route",
-        [logits, _no_bias(r.n_experts) if bias is None else bias],
+        [logits, no_bias(r.n_experts) if bias is None else bias],
         [((n, r.top_k), mx.uint32), ((n, r.top_k), mx.float32)],
         scalars=[float(r.scale)],
         blocks=(n, 1),
@@ -40,11 +40,3 @@ def route(logits: mx.array, bias: mx.array | None, router: Router) -> tuple[mx.a
         kGroupMax=r.group_score is GroupScore.MAX,
     )
     return ids, weights
-
-
-@cache
-def _no_bias(experts: int) -> mx.array:
-    """Zeros, made once."""
-    bias = mx.zeros(experts)
-    mx.eval(bias)
-    return bias

@@ -7,15 +7,14 @@ headers before them. These need none and take a tenth of that, all of a model's 
 from __future__ import annotations
 
 import ctypes
-import re
 import struct
-from functools import cache
-from importlib.resources import files
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from localds.gguf import GGMLType
+from localds.ops.mlx.sections import sections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +26,8 @@ WARP = 32
 
 NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
 """The compiler's names; MLX has loaded the one that belongs to its CUDA version."""
+
+_sections = partial(sections, "localds.ops.mlx.cuda")
 
 
 def launch(
@@ -94,13 +95,6 @@ def _definition(constant: tuple[str, Constant]) -> str:
 
 
 @cache
-def _sections(file: str) -> dict[str, str]:
-    text = (files("localds.ops.mlx.cuda") / file).read_text()
-    parts = re.split(r"^//// (\w+)\n", text, flags=re.MULTILINE)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
-
-
-@cache
 def _nvrtc() -> ctypes.CDLL:
     for name in NVRTC:
         try:
@@ -115,7 +109,8 @@ def compile_source(text: str, architecture: str) -> bytes:
     nvrtc, program = _nvrtc(), ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"localds.cu", 0, None, None)
     options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
-    status = nvrtc.nvrtcCompileProgram(program, 2, (ctypes.c_char_p * 2)(*options))
+    passed = (ctypes.c_char_p * len(options))(*options)
+    status = nvrtc.nvrtcCompileProgram(program, len(options), passed)
     try:
         if status:
             log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)

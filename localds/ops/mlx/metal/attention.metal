@@ -25,7 +25,7 @@ inline float2 pair_at(const device uint8_t* row, int i) {
 // kValue], not yet divided, and state [parts, heads, 2]: the largest score, and the sum of
 // exp(score - largest).
 constexpr int kPairs = kWidth / 64, kValuePairs = kValue / 64, kAtOnce = 2;
-const float nothing = -metal::numeric_limits<float>::infinity();
+const float minus_infinity = -metal::numeric_limits<float>::infinity();
 const int heads = queries_shape[0], bytes = rows_shape[1];
 const int length = past[0] + 1;
 const int lane = int(thread_index_in_simdgroup);
@@ -40,7 +40,7 @@ float2 query[kPairs], total[kValuePairs];
 for (int j = 0; j < kPairs; ++j) query[j] = from[lane + 32 * j];
 #pragma unroll
 for (int j = 0; j < kValuePairs; ++j) total[j] = float2(0, 0);
-float largest = nothing, sum = 0;
+float largest = minus_infinity, sum = 0;
 for (int start = begin; start < end; start += kAtOnce) {
   float2 row[kAtOnce][kPairs];
   float score[kAtOnce];
@@ -58,7 +58,7 @@ for (int start = begin; start < end; start += kAtOnce) {
 #pragma unroll
   for (int i = 0; i < kAtOnce; ++i) {
     score[i] = simd_sum(score[i]);
-    if (start + i >= end) score[i] = nothing;
+    if (start + i >= end) score[i] = minus_infinity;
     top = max(top, score[i]);
   }
   const float shrink = exp(largest - top);

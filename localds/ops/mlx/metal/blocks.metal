@@ -23,6 +23,9 @@ inline void load_by_2(const device uint8_t* p, thread uint* words) {
 inline int byte_of(const thread uint* words, int i) {
   return int(words[i / 4] >> (8 * (i % 4)) & 255u);
 }
+// What the indices of IQ4_NL and IQ4_XS stand for.
+constant float kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                 1,    13,   25,  38,  53,  69,  89,  113};
 //// Q2_K
 static constant constexpr int kElements = 256;
 static constant constexpr int kBytes = 84;
@@ -96,8 +99,6 @@ static constant constexpr int kElements = 32;
 static constant constexpr int kBytes = 18;
 inline int first_of(int) { return 0; }
 inline int second_of(int) { return 16; }
-constant float kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                              1,    13,   25,  38,  53,  69,  89,  113};
 inline void read_unit(const device uint8_t* b, int, thread float* w) {
   const float d = half_at(b);
   uint q[4];
@@ -105,8 +106,8 @@ inline void read_unit(const device uint8_t* b, int, thread float* w) {
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const int v = byte_of(q, i);
-    w[i] = d * kValues[v & 15];
-    w[16 + i] = d * kValues[v >> 4];
+    w[i] = d * kIq4Values[v & 15];
+    w[16 + i] = d * kIq4Values[v >> 4];
   }
 }
 //// IQ4_XS
@@ -114,8 +115,6 @@ static constant constexpr int kElements = 256;
 static constant constexpr int kBytes = 136;
 inline int first_of(int u) { return 32 * u; }
 inline int second_of(int u) { return 32 * u + 16; }
-constant float kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                              1,    13,   25,  38,  53,  69,  89,  113};
 inline void read_unit(const device uint8_t* b, int u, thread float* w) {
   const int low = int(b[4 + u / 2]) >> (4 * (u % 2)) & 15;
   const int high = int(b[2 + u / 4]) >> (2 * (u % 4)) & 3;
@@ -125,7 +124,7 @@ inline void read_unit(const device uint8_t* b, int u, thread float* w) {
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const int v = byte_of(q, i);
-    w[i] = d * kValues[v & 15];
-    w[16 + i] = d * kValues[v >> 4];
+    w[i] = d * kIq4Values[v & 15];
+    w[16 + i] = d * kIq4Values[v >> 4];
   }
 }

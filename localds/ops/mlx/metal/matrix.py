@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from localds.ops.mlx.feed_forward import SORTED_FROM
+from localds.ops.mlx.kept import counted
 from localds.ops.mlx.metal.source import SIMDGROUP, launch
-from localds.ops.mlx.metal.written import chosen_product, counted, product
 from localds.ops.mlx.repack import replaced
+from localds.ops.mlx.written import chosen_product, product
 
 if TYPE_CHECKING:
     from localds.gguf import GGMLType
@@ -40,7 +41,7 @@ class MetalMatrix:
     def __call__(self, x: mx.array) -> mx.array:  # noqa: D102
         n = x.shape[-2]
         if n > FEW:
-            return product(x, self.converted(self.blocks, mx.float16))
+            return product(x, self.blocks, self._written, itemsize=2)
         matrices = len(self.blocks) if self.blocks.ndim == 3 else 1
         ids = counted(matrices, n)
         return self.multiplied(x.reshape(-1, x.shape[-1]), ids).reshape(*x.shape[:-1], -1)
@@ -51,7 +52,7 @@ class MetalMatrix:
     def chosen(self, x: mx.array, ids: mx.array) -> mx.array:  # noqa: D102
         if len(ids) < SORTED_FROM or len(ids) <= FEW * len(self.blocks):
             return self.multiplied(x, ids)
-        return chosen_product(x, self.converted(self.blocks, mx.float16), ids)
+        return chosen_product(x, self.blocks, ids, self._written, itemsize=2)
 
     def lookup(self, ids: mx.array) -> mx.array:  # noqa: D102
         return self.converted(self.blocks[ids], mx.float32)
@@ -67,6 +68,9 @@ class MetalMatrix:
         blocks = self.blocks.reshape(-1, *self.blocks.shape[-2:])
         together = FEWER_TOGETHER if blocks.shape[1] < _MANY_ROWS else MORE_TOGETHER
         return multiply(self.kind, blocks, x, ids, together)
+
+    def _written(self, blocks: mx.array) -> mx.array:
+        return self.converted(blocks, mx.float16)
 
     def converted(self, blocks: mx.array, dtype: mx.Dtype) -> mx.array:
         """The values [..., columns] of `blocks` uint8 [..., bytes], as float16 or float32."""

@@ -10,22 +10,20 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
-import numpy as np
 
 from localds.ops.mlx.blocks import dequantize
 from localds.ops.mlx.cache import decoded, encoded
+from localds.ops.mlx.kept import counted
 from localds.ops.mlx.metal.attend import STRIDE, attend_one
 from localds.ops.mlx.metal.matrix import FEWER_TOGETHER, MORE_TOGETHER, MetalMatrix, multiply
 from localds.ops.mlx.metal.source import BLOCKS, ROWS
-from localds.ops.mlx.metal.written import counted
+from localds.ops.mlx.proving import close, reason, sample_blocks, wave
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from localds.gguf import GGMLType
 
-BOUND, HALF_BOUND = 1e-4, 1e-3
-"""How far results may be from MLX's, of the largest one; and those in float16."""
+HALF_BOUND = 1e-3
+"""How far values in float16 may be from MLX's, of the largest one."""
 
 MATRICES, MATRIX_ROWS, COLUMNS = 2, 11, 512
 HEADS, PAST, RESERVED = 8, 66, 96
@@ -47,7 +45,7 @@ def matrix_failure(kind: GGMLType) -> str:
     """Why the kernels of a block type cannot be used on this device; "" if they can."""
     if kind not in BLOCKS:
         return f"there are no kernels for {kind.name}"
-    return _reason(lambda: _products(kind))
+    return reason(lambda: _products(kind))
 
 
 @cache
@@ -55,50 +53,28 @@ def attention_failure(kind: GGMLType, width: int, value: int) -> str:
     """The same for attention over rows of `width` values of a type, the first `value` latent."""
     if kind not in ROWS or width % STRIDE or value % STRIDE:
         return f"there are no kernels for rows of {value} + {width - value} values of {kind.name}"
-    return _reason(lambda: _attention(kind, width, value))
-
-
-def _reason(prove: Callable[[], dict[str, bool]]) -> str:
-    """What `prove` finds to be wrong, or why it cannot."""
-    try:
-        wrong = [name for name, right in prove().items() if not right]
-    except (RuntimeError, OSError, ValueError) as error:
-        return str(error)
-    return f"wrong results of {', '.join(wrong)}" if wrong else ""
+    return reason(lambda: _attention(kind, width, value))
 
 
 def _products(kind: GGMLType) -> dict[str, bool]:
-    size = COLUMNS // kind.block_elements * kind.block_bytes
-    # Bytes below 64 make float16 scales that are small, positive and finite.
-    pattern = np.arange(MATRICES * MATRIX_ROWS * size, dtype=np.uint32) * 2654435761 >> 20 & 63
-    blocks = mx.array(pattern.astype(np.uint8).reshape(MATRICES, MATRIX_ROWS, size))
+    blocks = sample_blocks(kind, MATRICES, MATRIX_ROWS, COLUMNS)
     matrix, values = MetalMatrix(kind, blocks), dequantize(kind, blocks)
-    x, ids = _wave(MATRICES, COLUMNS), counted(MATRICES, 1)
+    x, ids = wave(MATRICES, COLUMNS), counted(MATRICES, 1)
     # Not as a matrix product, which may be of less precision.
     expected = (x[:, None] * values).sum(axis=-1)
     return {
-        "convert": _close(matrix.converted(blocks, mx.float32), values)
-        and _close(matrix.converted(blocks, mx.float16), values, HALF_BOUND),
-        "multiply": _close(multiply(kind, blocks, x, ids, FEWER_TOGETHER), expected)
-        and _close(multiply(kind, blocks, x, ids, MORE_TOGETHER), expected),
+        "convert": close(matrix.converted(blocks, mx.float32), values)
+        and close(matrix.converted(blocks, mx.float16), values, HALF_BOUND),
+        "multiply": close(multiply(kind, blocks, x, ids, FEWER_TOGETHER), expected)
+        and close(multiply(kind, blocks, x, ids, MORE_TOGETHER), expected),
     }
 
 
 def _attention(kind: GGMLType, width: int, value: int) -> dict[str, bool]:
-    rows = encoded(_wave(RESERVED, width), kind)
+    rows = encoded(wave(RESERVED, width), kind)
     seen = decoded(rows[: PAST + 1], mx.float32)
-    queries = _wave(HEADS, width) * (16 / width)  # scores of some size: the weights differ
+    queries = wave(HEADS, width) * (16 / width)  # scores of some size: the weights differ
     weights = mx.softmax((queries[:, None] * seen).sum(axis=-1), axis=-1, precise=True)
     expected = (weights[..., None] * seen[:, :value]).sum(axis=1)
     found = attend_one(queries, rows, kind, mx.array([PAST], mx.int32), value)
-    return {"attend": _close(found, expected)}
-
-
-def _wave(rows: int, columns: int) -> mx.array:
-    """Values float32 [rows, columns] between -1 and 1, with no two rows alike."""
-    return mx.sin(mx.arange(rows * columns) * 0.7).reshape(rows, columns)
-
-
-def _close(result: mx.array, right: mx.array, bound: float = BOUND) -> bool:
-    """NaN is not close to anything."""
-    return bool((mx.abs(result - right).max() <= bound * mx.abs(right).max()).item())
+    return {"attend": close(found, expected)}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from functools import cache
-from importlib.resources import files
+from functools import cache, partial
 from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
 from localds.gguf import GGMLType
+from localds.ops.mlx.sections import sections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +30,8 @@ _ARGUMENTS = {
     "attend": (("queries", "rows", "past"), ("context", "state")),
     "merge": (("context", "state"), ("y",)),
 }
+
+_sections = partial(sections, "localds.ops.mlx.metal")
 
 
 def launch(
@@ -75,17 +76,10 @@ def kernel(name: str, kind: GGMLType | None) -> Callable[..., list[mx.array]]:
 def source(name: str, kind: GGMLType | None) -> tuple[str, str]:
     """What comes before a kernel's function, and the body of the function."""
     if name in ("attend", "merge"):
-        attention = _parts("attention.metal")
+        attention = _sections("attention.metal")
         return "" if kind is None else attention[kind.name], attention[name]
-    matrix, blocks = _parts("matrix.metal"), _parts("blocks.metal")
+    matrix, blocks = _sections("matrix.metal"), _sections("blocks.metal")
     header = [blocks["all"], blocks[kind.name if kind else ""]]
     if name == "multiply":
         header.append(matrix["products"])
     return "".join(header), matrix[name]
-
-
-@cache
-def _parts(file: str) -> dict[str, str]:
-    text = (files("localds.ops.mlx.metal") / file).read_text()
-    parts = re.split(r"^//// (\w+)\n", text, flags=re.MULTILINE)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))

@@ -32,12 +32,14 @@ class ExpertActivity:
 
     `uses` uint64 [layers, experts] counts the tokens that were sent to each expert since the model
     was loaded. `resident` bool [layers, experts] says which experts lie in memory now, or of a
-    model on a GPU, in the GPU's memory.
+    model on a GPU, in the GPU's memory. `near` and `far` are words for where these and others lie.
     """
 
     layers: tuple[int, ...]
     uses: NDArray[np.uint64]
     resident: NDArray[np.bool_]
+    near: str = "in memory"
+    far: str = "on disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,8 @@ def _activity(model: Model, resident: NDArray[np.bool_] | None) -> ExpertActivit
     uses = np.stack(list(counts.values()))
     if resident is None:
         resident = np.ones(uses.shape, np.bool_)
-    return ExpertActivity(tuple(counts), uses, resident)
+    places = ("in memory", "on disk") if model.on_gpu is None else ("on the GPU", "elsewhere")
+    return ExpertActivity(tuple(counts), uses, resident, *places)
 
 
 def _tiers(

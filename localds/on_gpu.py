@@ -47,6 +47,12 @@ class GpuOptions:
     cpu_moe: bool = False
     n_cpu_moe: int | None = None
 
+    def given(self) -> str | None:
+        """The name of an option that differs from its default."""
+        default = GpuOptions()
+        names = ("vram", "cpu_moe", "n_cpu_moe")
+        return next((n for n in names if getattr(self, n) != getattr(default, n)), None)
+
 
 def choose_gpu(device: str, options: GpuOptions) -> Gpu | None:
     """The GPU to compute on, None for the CPU.
@@ -60,9 +66,11 @@ def choose_gpu(device: str, options: GpuOptions) -> Gpu | None:
     if device != "cpu":
         try:
             gpu = find_gpu()
-        except NoGpuError:
-            if device == "gpu" or options != GpuOptions():
+        except NoGpuError as error:
+            if device == "gpu":
                 raise
+            if given := options.given():
+                raise NoGpuError(f"{given} needs a GPU: {error}") from error
     check_gpu_options(gpu is not None, options.vram, options.cpu_moe, options.n_cpu_moe)
     return gpu
 
@@ -182,12 +190,11 @@ class OnGpu:
         return np.where(self.resident(), 0, counts).astype(np.uint32)
 
     def hits(self) -> tuple[int, int]:
-        """Of the experts that tokens used, how many lay on the GPU, and how many there were.
-
-        Those of layers count that are divided.
-        """
-        layers = list(self._divided().values())
-        return sum(layer.hits for layer in layers), sum(int(layer.uses().sum()) for layer in layers)
+        """Of the experts that tokens used, how many lay on the GPU, and how many there were."""
+        divided = list(self._divided().values())
+        uses = sum(int(count.sum()) for count in self._uses())
+        missed = sum(int(layer.uses().sum()) - layer.hits for layer in divided)
+        return uses - missed, uses
 
     def resident(self) -> NDArray[np.bool_]:
         """Which experts lie on the GPU, bool [layers, experts]."""
@@ -198,18 +205,24 @@ class OnGpu:
 
     def usage(self) -> NDArray[np.uint32]:
         """Uses of late, uint32 [layers, experts]; all since the start of layers that are whole."""
-        layers = [] if self._decoder is None else self._decoder.layers
-        forwards = (layer.feed_forward for layer in layers)
-        counts = [forward.uses() for forward in forwards if isinstance(forward, ExpertLayer)]
+        counts = self._uses()
         for number, layer in self._divided().items():
             counts[number] = layer.hot.scores.astype(np.uint64)
         return np.stack(counts).astype(np.uint32)
 
     def close(self) -> None:
         """Give the GPU's memory back, as far as nobody else holds on to the model."""
+        import mlx.core as mx
+
         if self._split is not None:
             self._split.stager.close()
         self._decoder = self._split = None
+        mx.set_cache_limit(0)  # what is freed from now on serves others
+
+    def _uses(self) -> list[NDArray[np.uint64]]:
+        layers = [] if self._decoder is None else self._decoder.layers
+        forwards = (layer.feed_forward for layer in layers)
+        return [forward.uses() for forward in forwards if isinstance(forward, ExpertLayer)]
 
     def _divided(self) -> dict[int, SplitMoe]:
         return {} if self._split is None else self._split.layers

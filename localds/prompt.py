@@ -41,7 +41,7 @@ def encode_prompt(
     """
     if isinstance(prompt, str):
         return EncodedPrompt(tokenizer.encode(prompt), opens_thinking=False)
-    guard = _Guard(tokenizer.special_texts)
+    guard = Guard(tokenizer.special_texts)
     rendered = template.render(guard.hide(prompt), **template_options)
     return EncodedPrompt(
         guard.encode(rendered, tokenizer),
@@ -55,7 +55,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i in range(length) if a[i] != b[i]), length)
 
 
-class _Guard:
+class Guard:
     """Hides special tokens spelled out in messages while the template runs."""
 
     def __init__(self, special_texts: Sequence[str]) -> None:
@@ -69,13 +69,16 @@ class _Guard:
         """The messages with every special token's text replaced by a stand-in."""
         return self._hide(value)  # type: ignore[return-value]
 
-    def encode(self, rendered: str, tokenizer: Tokenizer) -> list[int]:
-        """Encode the template's output; stand-ins become the plain text that they stand for."""
+    def encode(self, rendered: str, tokenizer: Tokenizer, *, bos: bool | None = None) -> list[int]:
+        """Encode the template's output; stand-ins become the plain text that they stand for.
+
+        `bos` as in `Tokenizer.encode`.
+        """
         parts = (
             (self._texts[ord(part) - _FIRST_STAND_IN], False) if i % 2 else (part, True)
             for i, part in enumerate(self._stand_in.split(rendered))
         )
-        return tokenizer.encode_parts(parts)
+        return tokenizer.encode_parts(parts, bos=bos)
 
     def _hide(self, value: object) -> object:
         if isinstance(value, str):

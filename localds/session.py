@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from localds.memory.kept_rows import KeptRows
     from localds.models.decoder import Decoder
+    from localds.models.geometry import Geometry
     from localds.prompt import EncodedPrompt, Message
     from localds.template import ChatTemplate
     from localds.thinking import Reply
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT = 8192
 
 Kind = Literal["answer", "thinking"]
+
+
+def check_context(context: int | None, geometry: Geometry) -> None:
+    """Raise `ContextError` for a context of more tokens than a model was made for."""
+    if context is not None and context > geometry.context_length:
+        raise ContextError(
+            f"context of {context} tokens: the model was made for at most {geometry.context_length}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +84,9 @@ class Session:
         cache_type: str = "f16",
         chunk: int = DEFAULT_CHUNK,
     ) -> None:
-        longest = decoder.geometry.context_length
+        check_context(context, decoder.geometry)
         if context is None:
-            context = min(longest, DEFAULT_CONTEXT)
-        if context > longest:
-            raise ContextError(
-                f"context of {context} tokens: the model was made for at most {longest}"
-            )
+            context = min(decoder.geometry.context_length, DEFAULT_CONTEXT)
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}; it must be at least 1")
         self._decoder = decoder

@@ -15,9 +15,12 @@ from typer.testing import CliRunner
 import localds
 from localds import monitor
 from localds.cli import app
+from localds.memory.latents import ContextError
+from localds.memory.placement import slot_bytes
 from localds.memory.plan import BudgetError
 from localds.memory.speeds import Speeds
 from localds.ops import mlx_device
+from localds.ops.mlx_device import GpuError
 
 mx = pytest.importorskip("mlx.core", reason="needs MLX: pip install 'mlx[cpu]'")
 
@@ -82,17 +85,17 @@ WAYS: dict[str, dict[str, Any]] = {
 def load(path: Path, **options: Any) -> Model:
     if options.get("ram") == "least":
         options["ram"] = least_ram(path, options)
-    return localds.load(path, "gpu", context=96, cache_type="f32", chunk=32, **options)
+    return localds.load(path, "gpu", context=96, cache_type="f32", **options)
 
 
 def least_ram(path: Path, options: dict[str, Any]) -> int:
     """The least bytes that a pool beside the GPU runs with."""
-    with pytest.raises(BudgetError) as refused:
-        localds.load(path, "gpu", context=96, chunk=32, **options | {"ram": 1})
-    assert "needed" in str(refused.value)
-    with localds.load(path, "gpu", context=96, chunk=32, **options | {"ram": "1GiB"}) as model:
+    with pytest.raises(BudgetError, match="give more with --ram"):
+        localds.load(path, "gpu", context=96, **options | {"ram": 1})
+    with localds.load(path, "gpu", context=96, **options | {"ram": "1GiB"}) as model:
         plan = model.placement.plan
-        return plan.total - plan.weights + 3 * model.geometry.experts_used * 1_000_000
+        pool = 3 * model.geometry.experts_used * slot_bytes(model.gguf, model.geometry)
+        return plan.total - plan.weights + pool
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -105,6 +108,7 @@ def test_the_text_is_that_of_the_cpu(
         expected = texts(model)
     with load(path, **way) as model:
         assert model.on_gpu is not None
+        assert (model.offload is not None) == ("ram" in way)
         assert texts(model) == expected
 
 
@@ -272,6 +276,41 @@ def test_a_gpu_that_is_too_small(guide_path: Path, monkeypatch: pytest.MonkeyPat
 def test_wrong_options(guide_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         localds.load(guide_path, **options)
+
+
+def test_a_gpu_that_fails(guide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What MLX raises is told as one error; by itself, the CPU takes over while loading."""
+    with localds.load(guide_path, "gpu", context=64) as model:
+        session = model.session(64)
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("[malloc] Unable to allocate 7 bytes")
+
+        monkeypatch.setattr("mlx.core.async_eval", fail)
+        with pytest.raises(GpuError, match=r"the GPU failed .*7 bytes.*--vram"):
+            session.evaluate([5, 6, 7])
+        assert session.length == 0
+        monkeypatch.undo()
+    monkeypatch.setattr("localds.ops.mlx.build.MlxOps", fail)
+    monkeypatch.setenv("LOCALDS_GPU", "cpu")
+    with pytest.raises(GpuError, match="7 bytes"):
+        localds.load(guide_path, "gpu")
+    with localds.load(guide_path) as model:
+        assert model.on_gpu is None
+        assert "7 bytes" in model.notes[0]
+
+
+def test_too_long_a_context_is_refused_before_loading(guide_path: Path) -> None:
+    with pytest.raises(ContextError, match="at most 2048"):
+        localds.load(guide_path, "gpu", context=4096, on_progress=lambda *_: pytest.fail("loaded"))
+
+
+def test_a_closed_model_says_so(guide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALDS_GPU", "cpu-unified")
+    with localds.load(guide_path, "gpu", cpu_moe=True, context=64) as model:
+        session = model.session(64)
+    with pytest.raises(ValueError, match="the model is closed"):
+        session.evaluate([5, 6, 7])
 
 
 # ---- commands ----

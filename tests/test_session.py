@@ -151,8 +151,8 @@ def test_common_prefix() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device": "cuda"}, "device 'cuda' is not available"),
-        ({"vram": "8GiB"}, "vram is a limit on GPU memory"),
+        ({"device": "cuda"}, "device 'cuda' is unknown; choose auto, cpu, gpu"),
+        ({"vram": "8GiB"}, "vram needs a GPU: "),
         ({"threads": 0}, "threads is 0"),
         ({"ram": "lots"}, "size 'lots' is not understood"),
     ],

@@ -74,6 +74,6 @@ def load_notice(loaded: Loaded) -> str:
         notices.append(f"Context: {loaded.context} tokens, the most that this model was made for.")
     if loaded.gpu is not None and not loaded.gpu.resident:
         notices.append(describe_gpu(loaded.gpu))
-    if not loaded.placement.resident:
+    if not loaded.placement.resident and not (loaded.gpu and loaded.gpu.unified):
         notices.append(describe(loaded.placement))
     return "\n".join(notices)

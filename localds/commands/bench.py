@@ -153,5 +153,9 @@ def _print(records: Iterable[Record], *, profile: bool) -> None:
         typer.echo(record_line(record))
         for line in filter(None, [hits_line(record), store_line(record)]):
             typer.echo(line)
-        if profile:
+        if profile and record.gpu and record.gpu_hit_rate is None:
+            typer.echo(
+                "\nno profile: it tells of the CPU's kernels, and all is computed on the GPU"
+            )
+        elif profile:
             typer.echo("\n".join(["", *profile_lines(record.profile)]))

@@ -256,7 +256,9 @@ def _run(model: Model, session: Session, depth: int, n_prompt: int, n_gen: int) 
         seconds,
         [Step(s.name, s.calls, s.seconds, s.bytes, s.int8, s.floats) for s in profile],
         model.offload.store.take_figures() if model.offload else None,
-        hits_between(hits, model.on_gpu.hits()) if model.on_gpu else None,
+        hits_between(hits, model.on_gpu.hits())
+        if model.on_gpu and not model.on_gpu.placement.resident
+        else None,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from localds.gguf.mapping import give_back
 from localds.gguf.metadata import Metadata, TypedMetadata
 from localds.gguf.parse import Part
 from localds.gguf.splits import merge_tensors, open_parts
@@ -27,6 +28,7 @@ class GGUFFile(TypedMetadata):
         self.paths = [part.path for part in parts]
         self.file_bytes = sum(part.size for part in parts)
         self.tensors: dict[str, Tensor] = merge_tensors(parts)
+        self._mapped = dict(self.tensors)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -43,10 +45,19 @@ class GGUFFile(TypedMetadata):
         """The key `general.architecture`, such as "deepseek2"."""
         return self.text("general.architecture")
 
+    def give_back(self, tensor: Tensor) -> None:
+        """Take a tensor's pages out of this process's memory, unless they are no part of the map.
+
+        For data that were copied elsewhere; reading them brings them back.
+        """
+        if self._mapped.get(tensor.name) is tensor:
+            give_back(tensor.data)
+
     def close(self) -> None:
         """Forget metadata and tensors. The map goes with the last view of its data."""
         self.metadata = Metadata({})
         self.tensors = {}
+        self._mapped = {}
 
     def __enter__(self) -> Self:
         return self

@@ -6,8 +6,14 @@ import mmap
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from localds.gguf.error import GGUFError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -36,6 +42,24 @@ def ask_for_huge_pages(mapped: mmap.mmap) -> None:
     if advice is not None:
         with suppress(OSError):  # a kernel without them
             mapped.madvise(advice)
+
+
+def give_back(data: NDArray[np.uint8]) -> None:
+    """Take pages of a file's map out of this process's memory; they come again when they are read.
+
+    `data` is a view into what `map_file` gave. Pages that other data lie on, too, stay.
+    """
+    base: object = data
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapped = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(mapped, mmap.mmap):
+        return
+    begin = data.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+    start = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (begin + data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if length > 0:
+        mapped.madvise(mmap.MADV_DONTNEED, start, length)
 
 
 def _check_regular(path: Path) -> None:

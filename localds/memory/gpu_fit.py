@@ -125,6 +125,6 @@ def what_would_fit(needs: Needs, slots: tuple[int, ...], room: Room, gpu: Gpu) -
         return text + f"a context of {low} tokens would fit (--context {low})"
     more = "--vram" if budget == room.vram else "--ram"
     return text + (
-        f"at least {format_size(needs.total(slots, 1))} are needed; free memory of the GPU, give "
-        f"more with {more}, or use the CPU (--device cpu)"
+        f"even a context of 1 token needs {format_size(needs.total(slots, 1))}; free memory of the "
+        f"GPU, give more with {more}, or use --device cpu"
     )

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from localds.memory.machine import available_memory, total_memory
-from localds.ops.mlx_install import how_to_install, why_broken, why_no_gpu
+from localds.ops.mlx_install import how_to_install, why_broken, why_no_gpu, wrong_version
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -26,6 +26,10 @@ _VALUES = ("cpu", "cpu-unified", "none")
 
 class NoGpuError(ValueError):
     """There is no GPU to compute on: why, and what to install."""
+
+
+class GpuError(OSError):
+    """The GPU failed while it computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +68,14 @@ def find_gpu() -> Gpu:
 
 
 def check_mlx() -> None:
-    """Raise `NoGpuError` unless MLX is installed and loads."""
+    """Raise `NoGpuError` unless an MLX that localds works with is installed and loads."""
     if find_spec("mlx") is None:
         raise NoGpuError(f"a GPU needs MLX, which is not installed; {how_to_install()}")
+    if problem := wrong_version():
+        raise NoGpuError(problem)
     try:
         import mlx.core  # noqa: F401
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise NoGpuError(why_broken(error)) from error
 
 

@@ -7,13 +7,15 @@ it away from both.
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from localds.ops.nvidia import nvidia_driver
 
-BOUNDS = ">=0.32.4,<0.33"
+_LEAST, _BELOW = (0, 32, 4), (0, 33)
+BOUNDS = f">={'.'.join(map(str, _LEAST))},<{'.'.join(map(str, _BELOW))}"
 """The versions of MLX that localds works with; pyproject.toml says the same."""
 
 BUILDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
@@ -61,6 +63,14 @@ def clash() -> str | None:
     )
 
 
+def wrong_version() -> str | None:
+    """What to tell a person whose MLX is not one that localds works with, otherwise None."""
+    found = next((package for package in installed() if package.name == "mlx"), None)
+    if found is None or _LEAST <= _numbers(found.version) < _BELOW:
+        return None
+    return f"{found} is installed, and localds works with mlx{BOUNDS}; {how_to_install()}"
+
+
 def how_to_install() -> str:
     """What installs MLX with this machine's GPU."""
     if sys.platform == "darwin":
@@ -105,6 +115,12 @@ def why_no_gpu() -> str:
             f"{builds[0].name} && {how_to_install()}"
         )
     return f"{builds[0]} finds no GPU; see whether `nvidia-smi` lists one"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (0, 32, 4) of "0.32.4.dev1"."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def _wanted_build() -> str:

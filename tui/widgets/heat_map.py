@@ -335,10 +335,11 @@ class HeatMap(Tinted, can_focus=True):
         share = self._shares[row, first:end].sum()
         count = len(resident)
         if count == 1:
-            experts, where = f"expert {first}", "in memory" if resident[0] else "on disk"
+            experts = f"expert {first}"
+            where = activity.near if resident[0] else activity.far
         else:
             experts = f"experts {first}-{end - 1}"
-            where = f"{resident.sum()} of {count} in memory"
+            where = f"{resident.sum()} of {count} {activity.near}"
         return f"layer {activity.layers[row]}, {experts}", f"{share:.1%} of uses, {where}"
 
 
@@ -356,6 +357,13 @@ class Legend(Tinted):
     def __init__(self) -> None:
         super().__init__()
         self._words = ("", "")
+        self._places = ("in memory", "on disk")
+
+    def tell_places(self, near: str, far: str) -> None:
+        """Say where experts lie that are near, and the others."""
+        if self._places != (near, far):
+            self._places = near, far
+            self.refresh()
 
     def show(self, place: str, facts: str) -> None:
         """Show these words; the meaning of the tints where they are empty."""
@@ -369,8 +377,10 @@ class Legend(Tinted):
 
     def _explained(self, y: int) -> list[Segment]:
         text = self.get_component_rich_style("tint--text")
+        width = max(map(len, self._places)) + 1
         name, note, first = (
-            ("in memory ", "  idle to busy", LEVELS) if y == 0 else ("on disk   ", "", 0)
+            self._places[y].ljust(width),
+            *(("  idle to busy", LEVELS) if y == 0 else ("", 0)),
         )
         codes = range(first, first + LEVELS)
         if self.shaded:

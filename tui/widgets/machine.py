@@ -228,6 +228,8 @@ class MachinePanel(Widget):
             self._counted = reading
             self._cache = self._figures.update(reading.figures, now)
             self._map.show(reading.experts)
+            if reading.experts is not None:
+                self._legend.tell_places(reading.experts.near, reading.experts.far)
             self._make_room(legend=reading.experts is not None)
         self._memory.show(memory_rows(reading.tiers, compact=self._compact))
         self._experts.show(expert_rows(reading.experts, self._cache, compact=self._compact))
@@ -282,9 +284,9 @@ def expert_rows(experts: ExpertActivity | None, cache: Cache, *, compact: bool) 
         return [Heading("Experts", "none in this model")]
     held, all_experts = int(experts.resident.sum()), experts.resident.size
     if held == all_experts and cache.hit_rate_chat is None:
-        return [Heading("Experts", "all experts in memory")]
+        return [Heading("Experts", f"all experts {experts.near}")]
     rows: list[Row] = [
-        Heading("Experts", f"{held:,} of {all_experts:,} in memory"),
+        Heading("Experts", f"{held:,} of {all_experts:,} {experts.near}"),
         _hits("hits now", cache.hit_rate_now),
         _hits("hits in chat", cache.hit_rate_chat),
     ]

@@ -9,13 +9,14 @@ import mlx.core as mx
 from localds import models
 from localds.memory.placement import routed_tensors
 from localds.memory.plan import is_trunk
+from localds.ops.mlx.computing import computing
 from localds.ops.mlx.decoder import MlxDecoder
 from localds.ops.mlx.ops import MlxOps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from localds.gguf import GGUFFile
+    from localds.gguf import GGUFFile, Tensor
     from localds.models.geometry import Geometry
     from localds.ops.mlx.backend import Backend
     from localds.ops.mlx.splitting import Split
@@ -34,8 +35,8 @@ def build_decoder(
     `ReadError` where the disk fails.
     """
     geometry = models.read_geometry(gguf)
-    count = _counter(_file_bytes(gguf, geometry, split), on_progress)
-    with mx.stream(stream):
+    count = _counter(gguf, _file_bytes(gguf, geometry, split), on_progress)
+    with computing(stream):
         built = models.build(gguf, MlxOps(backend, split, count))
         mx.clear_cache()  # what loading took apart
     return MlxDecoder(built.geometry, built.embedding, built.layers, built.head, stream)
@@ -53,12 +54,16 @@ def _file_bytes(gguf: GGUFFile, geometry: Geometry, split: Split | None) -> int:
     return trunk + sum(experts)
 
 
-def _counter(total: int, on_progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
-    """Adds bytes up and tells."""
+def _counter(
+    gguf: GGUFFile, total: int, on_progress: Callable[[int, int], None] | None
+) -> Callable[[Tensor, int], None]:
+    """Adds bytes up and tells; what lies on the device as a whole leaves the process's memory."""
     done = 0
 
-    def count(nbytes: int) -> None:
+    def count(tensor: Tensor, nbytes: int) -> None:
         nonlocal done
+        if nbytes == tensor.nbytes:
+            gguf.give_back(tensor)
         done = min(done + nbytes, total)
         if on_progress:
             on_progress(done, total)

@@ -11,6 +11,7 @@ import numpy as np
 
 from localds.gguf import GGMLType
 from localds.memory.latents import LatentCache, LayerCache
+from localds.ops.mlx.computing import computing
 
 if TYPE_CHECKING:
     from localds.ops import Rope
@@ -128,20 +129,28 @@ class DeviceCache(LatentCache):
     """
 
     def __init__(
-        self, layers: int, width: int, capacity: int, cache_type: str, stream: mx.Stream
+        self,
+        layers: int,
+        width: int,
+        capacity: int,
+        cache_type: str,
+        stream: mx.Stream,
+        computed: str = "gpu",
     ) -> None:
+        """`computed` says how rows are computed, where that makes a difference."""
         super().__init__(layers, width, capacity, cache_type)
         self._stream = stream
+        self._computed = computed
         self._mirrored = 0
         self._uploaded = 0
         self._copying = Lock()
-        with mx.stream(stream):
+        with computing(stream):
             self.device = [make_rows(layer, capacity) for layer in self.layers]
 
     @property
     def layout(self) -> str:
         """As in `LatentCache`, but told apart: the CPU computes other low bits."""
-        return f"{super().layout} gpu"
+        return f"{super().layout} {self._computed}"
 
     def rows(self, start: int, stop: int) -> list[memoryview]:
         """As in `LatentCache`; rows before `length` are copied from the device if need be."""
@@ -153,7 +162,7 @@ class DeviceCache(LatentCache):
     def reserve(self, n_tokens: int) -> None:
         """Have room on the device for `n_tokens` more; raises `ContextError` as `LatentCache`."""
         super().reserve(n_tokens)
-        with mx.stream(self._stream):
+        with computing(self._stream):
             for rows in self.device:
                 rows.reserve(self.length + n_tokens)
 
@@ -162,7 +171,7 @@ class DeviceCache(LatentCache):
         start, stop = self._uploaded, self.length
         if start == stop:
             return
-        with mx.stream(self._stream):
+        with computing(self._stream):
             for layer, rows in zip(self.layers, self.device, strict=True):
                 rows.reserve(stop)
                 values = layer.data[start:stop].view(_NUMPY[layer.type])
@@ -195,7 +204,7 @@ class DeviceCache(LatentCache):
         start, stop = self._mirrored, self._uploaded
         if start == stop:
             return
-        with mx.stream(self._stream):
+        with computing(self._stream):
             for layer, rows in zip(self.layers, self.device, strict=True):
                 # A copy: CUDA would move the array that numpy reads to memory of the host.
                 copy = mx.take(rows.rows, mx.arange(start, stop), axis=0)

@@ -11,6 +11,7 @@ import numpy as np
 
 from localds.models.decoder import Decoder, check_interrupt
 from localds.ops.mlx.cache import DeviceCache
+from localds.ops.mlx.computing import computing
 from localds.ops.mlx.feed_forward import MlxMoe
 from localds.ops.mlx.sampling import samples_on_device
 from localds.ops.mlx.segments import SegmentGraph, divide
@@ -48,7 +49,8 @@ class MlxDecoder(Decoder[mx.array]):
     def new_cache(self, capacity: int, cache_type: str) -> LatentCache:
         """A cache whose rows lie on the device."""
         g = self.geometry
-        return DeviceCache(g.layers, g.cache_width, capacity, cache_type, self.stream)
+        computed = "gpu and cpu" if self.splits else "gpu"
+        return DeviceCache(g.layers, g.cache_width, capacity, cache_type, self.stream, computed)
 
     def forward(
         self,
@@ -62,7 +64,7 @@ class MlxDecoder(Decoder[mx.array]):
         """As in `Decoder`. An interrupt ends the pass between layers."""
         check_interrupt(interrupt)
         rows = _on_device(cache)
-        with mx.stream(self.stream):
+        with computing(self.stream):
             if len(ids) == 1:
                 self._check_ids(ids)
                 logits = np.array(self.step(mx.array(ids), rows))
@@ -77,7 +79,7 @@ class MlxDecoder(Decoder[mx.array]):
     def states(self, ids: NDArray[np.int32], cache: LatentCache) -> mx.array:
         """As in `Decoder`."""
         rows = _on_device(cache)
-        with mx.stream(self.stream):
+        with computing(self.stream):
             x = self._run_layers(ids, rows)
             mx.eval(x)
             rows.extend_computed(len(ids))

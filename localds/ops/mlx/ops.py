@@ -92,18 +92,19 @@ class MlxOps:
     """`Ops` over MLX, on its default device. Hidden states are float32 arrays there.
 
     The `backend` decides how the device keeps matrices and computes with them. With a `split`, not
-    all routed experts lie on the device. `on_bytes` is told of bytes of the file that do.
+    all routed experts lie on the device. `on_loaded` is told of tensors, and
+    how many bytes of them do.
     """
 
     def __init__(
         self,
         backend: Backend = PORTABLE,
         split: Split | None = None,
-        on_bytes: Callable[[int], None] = lambda _: None,
+        on_loaded: Callable[[Tensor, int], None] = lambda tensor, nbytes: None,  # noqa: ARG005
     ) -> None:
         self._backend = backend
         self._split = split
-        self._on_bytes = on_bytes
+        self._on_loaded = on_loaded
         self._turns: dict[int, Turns] = {}
         self._table: tuple[Tensor, Matrix] | None = None
 
@@ -189,7 +190,8 @@ class MlxOps:
                 rest=self._split.cpu.moe(_without_shared(w), router, eps),
             )
             of_all = len(layer.slots.experts) / router.n_experts
-            self._on_bytes(int(sum(tensor.nbytes for tensor in tensors) * of_all))
+            for tensor in tensors:
+                self._on_loaded(tensor, int(tensor.nbytes * of_all))
             return layer
         return MlxMoe(
             norm=_array(w.norm, hidden),
@@ -216,7 +218,7 @@ class MlxOps:
 
     def _load(self, tensor: Tensor, rows: Bytes) -> Matrix:
         matrix = self._backend.load(tensor.type, rows)
-        self._on_bytes(rows.nbytes)
+        self._on_loaded(tensor, rows.nbytes)
         return matrix
 
     def _turns_of(self, rope: Rope, width: int) -> Turns:

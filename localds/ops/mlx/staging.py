@@ -67,9 +67,15 @@ class Stager:
     def __init__(self) -> None:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="expert stager")
         self._expected: tuple[HostExperts, Ids, Future[list[Bytes]]] | None = None
+        self._closed = False
 
     def read(self, host: HostExperts, pieces: Sequence[Ids]) -> Iterator[tuple[Ids, list[Bytes]]]:
-        """Each of `pieces` with its bytes, while the next is being read."""
+        """Each of `pieces` with its bytes, while the next is being read.
+
+        Raises `ReadError`, an `OSError`, where the disk fails, `ValueError` once this is closed.
+        """
+        if self._closed:
+            raise ValueError("the model is closed; load it again")
         if not pieces:
             return
         waiting = self._take_expected(host, pieces[0])
@@ -93,6 +99,7 @@ class Stager:
     def close(self) -> None:
         """End the thread."""
         self._expected = None
+        self._closed = True
         self._reader.shutdown(cancel_futures=True)
 
     def _take_expected(self, host: HostExperts, piece: Ids) -> Future[list[Bytes]]:

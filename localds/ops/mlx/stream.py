@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from localds.models.decoder import check_interrupt
+from localds.ops.mlx.computing import computing
 from localds.ops.mlx.sampling import DeviceSampler
 from localds.sampling import check_finite
 
@@ -58,7 +59,7 @@ def pipelined(
         cache.reserve(1)  # raises: only for want of room was nothing begun
     finally:
         if following:
-            mx.eval(following.chosen)
+            run.wait(following)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +84,20 @@ class _Run:
         """Set the device to the step of `ids` and the next choice; None where it has no room."""
         if self.cache.length == self.cache.capacity:
             return None
-        with mx.stream(self.stream):
+        with computing(self.stream):
             logits = self.step(ids, self.cache)
             chosen = self.choose(logits[0])
             mx.async_eval(chosen)  # type: ignore[no-untyped-call]
             return _Begun(logits, chosen, chosen[:1])
 
+    def wait(self, begun: _Begun) -> None:
+        """Until it is computed."""
+        with computing(self.stream):
+            mx.eval(begun.chosen)
+
     def read(self, begun: _Begun) -> int:
         """Wait for the id. Raises `ValueError` for logits that are not finite."""
-        with mx.stream(self.stream):
+        with computing(self.stream):
             token, finite = cast("list[int]", begun.chosen.tolist())
             if not finite:
                 check_finite(np.array(begun.logits)[0])

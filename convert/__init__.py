@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from convert.checkpoint import Checkpoint, CheckpointError
 from convert.job import Job, Progress, StoppedError
+from convert.merge import merge_adapters
 from convert.open import open_checkpoint, open_source
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "StoppedError",
     "convert",
     "convert_checkpoint",
+    "merge_adapters",
     "open_source",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,15 +42,18 @@ SIZED: dict[str, type[np.generic]] = {
 }
 """Scalars that neither int (u32) nor float (f32) stands for."""
 
+FILE_TYPE = "general.file_type"
 # Keys that follow from the recipe and from the form of the file.
 REPLACED = re.compile(r"general\.file_type$|general\.alignment$|quantize\.|split\.")
 
 
-def open_gguf(path: Path, *, requantize: bool = False) -> Source:
+def open_gguf(path: Path, *, requantize: bool = False, keep_types: bool = False) -> Source:
     """The model in `path`, of a split one the first part.
 
     With `requantize`, tensors that are quantized already to fewer than 8 bits are accepted too.
-    Raises `CheckpointError` for a file that cannot be read, or that holds something else.
+    With `keep_types` so are all that localds computes with, and what is written in the type that it
+    has is copied, not rounded again; `general.file_type` stays. Raises `CheckpointError` for a file
+    that cannot be read, or that holds something else.
     """
     try:
         gguf = GGUFFile.open(path)
@@ -62,8 +66,13 @@ def open_gguf(path: Path, *, requantize: bool = False) -> Source:
             f"{', '.join(sorted(set(ARCHITECTURES.values())))}"
         )
     keep = fits_in_memory(gguf.file_bytes)
-    targets = [_target(tensor, requantize, keep) for tensor in gguf.tensors.values()]
-    metadata = {key: value for key, value in _values(gguf).items() if not REPLACED.match(key)}
+    targets = [_target(tensor, requantize or keep_types, keep) for tensor in gguf.tensors.values()]
+    values = _values(gguf)
+    metadata = {key: value for key, value in values.items() if not REPLACED.match(key)}
+    if keep_types and FILE_TYPE in values:
+        metadata[FILE_TYPE] = values[FILE_TYPE]
+    if not keep_types:
+        targets = [replace(target, read_raw=None) for target in targets]
     return Source(path, architecture, metadata, targets, [])
 
 
@@ -88,16 +97,22 @@ def _target(tensor: Tensor, requantize: bool, keep: bool) -> Target:
     rows, columns = matrix_shape(shape)
     row_bytes = columns // tensor.type.block_elements * tensor.type.block_bytes
 
-    def read(matrix: int, start: int, stop: int) -> NDArray[np.float32]:
+    def read_raw(matrix: int, start: int, stop: int) -> NDArray[np.uint8]:
         offset = tensor.offset + (matrix * rows + start) * row_bytes
         size = (stop - start) * row_bytes
         raw = read_bytes(tensor.path, offset, size, f"tensor {tensor.name!r}", keep=keep)
+        return raw.reshape(stop - start, row_bytes)
+
+    def read(matrix: int, start: int, stop: int) -> NDArray[np.float32]:
+        raw = read_raw(matrix, start, stop).reshape(-1)
         if tensor.type in FLOATS:
             return widen(tensor.type.name, raw).reshape(stop - start, columns)
         quantized = _native.Matrix(tensor.type, stop - start, columns, 1, raw)
         return _native.dequantize(quantized).reshape(stop - start, columns)
 
-    return Target(tensor.name, shape, tensor.type.name, tensor.nbytes, read, (tensor.name,))
+    return Target(
+        tensor.name, shape, tensor.type.name, tensor.nbytes, read, (tensor.name,), read_raw
+    )
 
 
 def _values(gguf: GGUFFile) -> dict[str, Value]:

@@ -98,9 +98,10 @@ class Job:
         metadata: dict[str, Value] = {
             "general.architecture": source.architecture,
             **source.metadata,
-            "general.file_type": file_type(recipe, types),
-            "localds.recipe": ", ".join([recipe, *keep]),
         }
+        # There already where tensors keep their types.
+        metadata.setdefault("general.file_type", file_type(recipe, types))
+        metadata["localds.recipe"] = ", ".join([recipe, *keep])
         if importance is not None:
             metadata |= importance.metadata
         files = plan_files(output, metadata, infos, split)

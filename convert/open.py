@@ -19,19 +19,25 @@ HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^@\s]+))?")
 
 
 def open_source(
-    name: str, *, mtp: bool = False, requantize: bool = False, pre: str | None = None
+    name: str,
+    *,
+    mtp: bool = False,
+    requantize: bool = False,
+    keep_types: bool = False,
+    pre: str | None = None,
 ) -> Source:
     """The model that `name` stands for, checked as far as that goes without reading the weights.
 
     `name` is a checkpoint folder, a GGUF file, or a model on the hub ("owner/name", with
     "@revision" if not the newest), which is downloaded. `mtp` keeps a checkpoint's
-    multi-token-prediction layers, `requantize` accepts a GGUF file of fewer than 8 bits, `pre`
-    names a checkpoint's splitter of text where it cannot be found. Raises `CheckpointError` for a
+    multi-token-prediction layers, `requantize` accepts a GGUF file of fewer than 8 bits,
+    `keep_types` has one's tensors copied that keep their types, `pre` names a checkpoint's splitter
+    of text where it cannot be found. Raises `CheckpointError` for a
     source that does not exist, is damaged, or of an unknown kind.
     """
     path, hub_name = Path(name), HUB_NAME.fullmatch(name)
     if path.is_file():
-        return open_gguf(path, requantize=requantize)
+        return open_gguf(path, requantize=requantize, keep_types=keep_types)
     if path.is_dir():
         return open_checkpoint(path, mtp=mtp, pre=pre)
     if hub_name is None:

@@ -19,6 +19,7 @@ import numpy as np
 from convert.checkpoint import CheckpointError
 from convert.files import fits_in_memory
 from convert.output import write_at
+from convert.source import RawBlock
 from localds import _native
 
 if TYPE_CHECKING:
@@ -72,9 +73,12 @@ def stream(
     `advance` is called with the bytes of the source that were dealt with since the last call.
     Raises `WrongDataError` for data that cannot be right, naming the tensor.
     """
-    for index, block in _ahead(_blocks(targets, writer.journal.done)):
+    for index, block in _ahead(_blocks(targets, types, writer.journal.done)):
         target = targets[index]
-        writer.write(index, block.first_row, quantize(target, types[index], block, importance))
+        if isinstance(block, RawBlock):
+            writer.write(index, block.first_row, block.data)
+        else:
+            writer.write(index, block.first_row, quantize(target, types[index], block, importance))
         rows = len(block.data)
         if block.first_row + rows == target.matrices * target.rows:
             writer.finish(index)
@@ -113,12 +117,15 @@ def _wrong_data(target: Target, kind: GGMLType, block: Block, problem: str) -> W
     )
 
 
-def _blocks(targets: Sequence[Target], start: int) -> Iterator[tuple[int, Block]]:
+def _blocks(
+    targets: Sequence[Target], types: Sequence[GGMLType], start: int
+) -> Iterator[tuple[int, Block | RawBlock]]:
     for index in range(start, len(targets)):
         target = targets[index]
+        kept = target.read_raw is not None and target.stored == types[index].name
         row = 0
-        for block in target.blocks():
-            if block.data.ndim != 2 or block.data.shape[1] != target.columns:
+        for block in target.raw_blocks() if kept else target.blocks():
+            if not kept and (block.data.ndim != 2 or block.data.shape[1] != target.columns):
                 break
             yield index, block
             row += len(block.data)
@@ -128,7 +135,9 @@ def _blocks(targets: Sequence[Target], start: int) -> Iterator[tuple[int, Block]
             )
 
 
-def _ahead(blocks: Iterator[tuple[int, Block]]) -> Iterator[tuple[int, Block]]:
+def _ahead(
+    blocks: Iterator[tuple[int, Block | RawBlock]],
+) -> Iterator[tuple[int, Block | RawBlock]]:
     """The same blocks, read in a thread of its own a few at a time before they are asked for."""
     pool = ThreadPoolExecutor(1, "localds-read")
     try:

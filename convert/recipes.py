@@ -14,13 +14,16 @@ from convert.presets import (
     is_quantized,
     preset_types,
 )
+from localds.gguf import GGMLType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from convert.pipeline import Importance
     from convert.source import Source, Target
-    from localds.gguf import GGMLType
+
+AS_STORED = "as stored"
+"""The recipe by which tensors keep the types that they have in a GGUF file."""
 
 
 def choose_types(
@@ -28,19 +31,22 @@ def choose_types(
 ) -> list[GGMLType]:
     """The type of each of `source.targets`, in order: after the recipe, then `keep`.
 
-    A recipe is a preset or `fit:SIZE`. Raises `ValueError` for one that is not known or cannot be
-    met, and for a rule of `keep` that makes no sense for the model.
+    A recipe is a preset, `fit:SIZE` or `AS_STORED`. Raises `ValueError` for one that is not known
+    or cannot be met, and for a rule of `keep` that makes no sense for the model.
     """
     kept = apply_keeps(source.targets, keep)
     if is_fit(recipe):
         return fit_types(source, recipe, kept, importance)
+    if recipe == AS_STORED:
+        stored = [GGMLType[target.stored] for target in source.targets]
+        return [rule or kind for rule, kind in zip(kept, stored, strict=True)]
     types = preset_types(source, find_preset(recipe), has_importance=importance is not None)
     return [rule or kind for rule, kind in zip(kept, types, strict=True)]
 
 
 def file_type(recipe: str, types: Sequence[GGMLType]) -> int:
     """The value of `general.file_type`: a preset's, else that of the commonest block type's."""
-    if not is_fit(recipe):
+    if not is_fit(recipe) and recipe != AS_STORED:
         return PRESETS[find_preset(recipe)].file_type
     commonest = Counter(kind for kind in types if kind not in FLOATS).most_common(1)
     base = commonest[0][0] if commonest else GGMLType.F32

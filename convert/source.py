@@ -36,6 +36,14 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class RawBlock:
+    """Rows of one tensor as they lie in the source, uint8 [rows, row_bytes]."""
+
+    first_row: int
+    data: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """One tensor of the GGUF file to write.
 
@@ -44,6 +52,8 @@ class Target:
     as BF16, F8_E4M3 or Q8_0, `source_bytes` is its size there.
     `read(matrix, start, stop)` returns rows start to stop of a matrix in float32 [rows, columns].
     `origins` are the names of the tensors it comes from: one for each matrix, or one for all.
+    With `read_raw`, rows can be had as they lie in the source, uint8 [rows, row_bytes]: a tensor
+    that keeps its type need not be rounded again.
     """
 
     name: str
@@ -52,6 +62,7 @@ class Target:
     source_bytes: int
     read: Callable[[int, int, int], NDArray[np.float32]]
     origins: tuple[str, ...] = ()
+    read_raw: Callable[[int, int, int], NDArray[np.uint8]] | None = None
 
     def origin(self, matrix: int) -> str:
         """The source's name of the tensor that holds a matrix, for messages."""
@@ -81,11 +92,22 @@ class Target:
 
     def blocks(self) -> Iterator[Block]:
         """The data in order."""
+        for matrix, start, stop in self._ranges():
+            yield Block(matrix * self.rows + start, self.read(matrix, start, stop))
+
+    def raw_blocks(self) -> Iterator[RawBlock]:
+        """The data in order, as they lie in the source; none without `read_raw`."""
+        read = self.read_raw
+        if read is None:
+            return
+        for matrix, start, stop in self._ranges():
+            yield RawBlock(matrix * self.rows + start, read(matrix, start, stop))
+
+    def _ranges(self) -> Iterator[tuple[int, int, int]]:
         step = max(1, BLOCK_BYTES // (4 * self.columns))
         for matrix in range(self.matrices):
             for start in range(0, self.rows, step):
-                data = self.read(matrix, start, min(start + step, self.rows))
-                yield Block(matrix * self.rows + start, data)
+                yield matrix, start, min(start + step, self.rows)
 
 
 @dataclass(frozen=True, slots=True)

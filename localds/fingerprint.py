@@ -10,38 +10,43 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from localds.gguf import GGUFFile
+    from localds.adapters.apply import Applied
+    from localds.gguf import GGUFFile, Tensor
 
 _SAMPLE = 4096
 
 
-def fingerprint(gguf: GGUFFile) -> str:
+def fingerprint(gguf: GGUFFile, applied: Applied | None = None) -> str:
     """A SHA-256 in hex that changes with whatever a token's rows in the cache depend on.
 
     It is taken over the architecture's metadata, the file's size, and of every tensor its name,
     type, shape and first and last 4 KiB. A change of single values inside a tensor goes unseen.
-    Raises `OSError` where the file cannot be read.
+    With adapters `applied`, tensors count as the file has them, and the adapters besides. Raises
+    `OSError` where the file cannot be read.
     """
-    digest = hashlib.sha256("\n".join(_facts(gguf)).encode("utf-8", "surrogateescape"))
+    tensors = gguf.tensors if applied is None else {**gguf.tensors, **applied.base}
+    digest = hashlib.sha256("\n".join(_facts(gguf, tensors)).encode("utf-8", "surrogateescape"))
+    if applied is not None:
+        digest.update(applied.digest.encode())
     with ExitStack() as stack:
         files = {path: _open(path, stack) for path in gguf.paths}
-        for tensor in gguf.tensors.values():
+        for tensor in tensors.values():
             size = min(_SAMPLE, tensor.nbytes)
             for at in (tensor.offset, tensor.offset + tensor.nbytes - size):
                 digest.update(os.pread(files[tensor.path], size, at))
     return digest.hexdigest()
 
 
-def _facts(gguf: GGUFFile) -> Iterator[str]:
+def _facts(gguf: GGUFFile, tensors: Mapping[str, Tensor]) -> Iterator[str]:
     yield f"{gguf.architecture} {gguf.file_bytes}"
     for key in sorted(gguf.metadata):
         if key.startswith(f"{gguf.architecture}."):
             value = gguf.metadata[key]
             yield f"{key} {value.tolist() if isinstance(value, np.ndarray) else value!r}"
-    for name, tensor in gguf.tensors.items():
+    for name, tensor in tensors.items():
         yield f"{name} {tensor.type.name} {tensor.shape}"
 
 

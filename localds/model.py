@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from localds import _native, models
+from localds.adapters import Applied, Base, apply, read_adapters
 from localds.catalog.resolve import find_model
 from localds.fingerprint import fingerprint
 from localds.gguf import GGUFFile
@@ -19,7 +20,8 @@ from localds.memory.plan import DEFAULT_CHUNK, BudgetError, make_plan
 from localds.memory.trunk import read_trunk
 from localds.on_gpu import GpuOptions, OnGpu, choose_gpu
 from localds.ops.cpu import CpuOps
-from localds.session import DEFAULT_CONTEXT, Session
+from localds.ops.mlx_device import GpuError
+from localds.session import DEFAULT_CONTEXT, Session, check_context
 from localds.settings import cache_folder
 from localds.template import ChatTemplate, template_for
 from localds.tokenizer import Tokenizer
@@ -47,7 +49,8 @@ class Model:
 
     Where they do not, routed experts are read when they are needed (`offload`, None where all
     fits), and everything else lies in memory. On a GPU, `on_gpu` says what lies there, and
-    `placement` what lies beside it. `notes` are what a person should know about how it was loaded.
+    `placement` what lies beside it. `adapters` are the names of those that are merged into the
+    weights, each with its scale. `notes` are what a person should know about how it was loaded.
     `tokenizer`, `template` and `geometry` are public; sessions share the weights and one set of
     threads, so only one of them computes at a time.
     """
@@ -59,20 +62,28 @@ class Model:
         on_progress: Progress | None = None,
         on_gpu: OnGpu | None = None,
         notes: Sequence[str] = (),
+        applied: Applied | None = None,
     ) -> None:
         self.gguf = gguf
+        self._applied = applied
+        self.adapters: tuple[tuple[str, float], ...] = applied.active if applied else ()
         self.placement = placement
         self.on_gpu = on_gpu
         self.notes = tuple(notes)
         self.geometry: Geometry = models.read_geometry(gguf)
+        if applied and not placement.resident:
+            applied.check_resident()
         self.tokenizer = Tokenizer.from_gguf(gguf)
         self.template: ChatTemplate = template_for(gguf, self.tokenizer)
         self.template.start()  # its process gets ready while the layers are prepared
         self.offload: Offload | None = None
         if not placement.resident:
             if on_gpu is None:
-                read_trunk(gguf, self.geometry.layers, on_progress)
+                adapted = applied.base if applied else ()
+                read_trunk(gguf, self.geometry.layers, on_progress, adapted)
             self.offload = Offload(gguf, self.geometry, placement)
+        if applied:
+            applied.fill(on_progress)
         usage = read_usage(gguf, self.geometry.moe_layers, self.geometry.experts)
         if on_gpu is None:
             self.decoder: Decoder[Any] = models.build(gguf, CpuOps(experts=self.experts))
@@ -124,7 +135,7 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """Tells the weights from all others, in hex. Raises `OSError` for a file that is gone."""
-        return fingerprint(self.gguf)
+        return fingerprint(self.gguf, self._applied)
 
     def kept_rows(self, cap_bytes: int | None = None) -> KeptRows:
         """Where sessions keep rows on disk, see `Session.restore`; of all models `cap_bytes`.
@@ -206,6 +217,7 @@ def load(
     chunk: int = DEFAULT_CHUNK,
     on_progress: Progress | None = None,
     on_note: Callable[[str], None] | None = None,
+    adapters: Sequence[tuple[str | Path, float]] = (),
 ) -> Model:
     """Load a model: a GGUF file (of a split file, the first part), or one that is installed.
 
@@ -221,10 +233,15 @@ def load(
     `on_progress(done, total)` counts bytes that are read before the model is ready, and `on_note`
     is told what takes time beside.
 
-    Raises `GGUFError` for a file that is broken or cannot be run, `TokenizerError` for its
+    `adapters` are folders of PEFT or GGUF adapters, each with a scale, usually 1: they are merged
+    into the weights in memory, and add up.
+
+    Raises `AdapterError` for an adapter that is broken or another model's, or that needs more of it
+    in memory, `GGUFError` for a file that is broken or cannot be run, `TokenizerError` for its
     vocabulary, `BudgetError` for a budget that does not hold what must be in memory,
     `NotInstalledError` for a name that must be pulled first, `ReadError` (an `OSError`) where the
-    disk fails, `NoGpuError` where there is no GPU, `ValueError` for the arguments.
+    disk fails, `NoGpuError` where there is no GPU and `GpuError` (an `OSError`) where it fails,
+    `ContextError` for a context longer than the model was made for, `ValueError` for the arguments.
     """
     if threads is not None and not 1 <= threads <= 1024:
         raise ValueError(f"threads is {threads}; it must be from 1 to 1024")
@@ -232,6 +249,9 @@ def load(
     gpu = choose_gpu(device, options)
     gguf = GGUFFile.open(find_model(path).path if isinstance(path, str) else path)
     geometry = models.read_geometry(gguf)
+    check_context(context, geometry)
+    # Before all plans, which count what lies in memory then.
+    applied = apply(gguf, read_adapters(adapters, Base.of(gguf))) if adapters else None
     plan = make_plan(gguf, geometry, context or DEFAULT_CONTEXT, cache_type, chunk)
     budget = budget_for(ram)
     _native.set_threads(threads or _native.default_threads())
@@ -249,9 +269,10 @@ def load(
                 ram=budget,
                 on_note=on_note,
             )
-            return Model(gguf, on_gpu.beside(budget), on_progress, on_gpu)
-        except BudgetError as error:
-            if device == "gpu" or options != GpuOptions():
+            return Model(gguf, on_gpu.beside(budget), on_progress, on_gpu, applied=applied)
+        except (BudgetError, GpuError) as error:
+            if device == "gpu" or options.given():
                 raise
             notes.append(f"computing on the CPU: {error}")
-    return Model(gguf, place(gguf, geometry, plan, budget), on_progress, notes=notes)
+    placement = place(gguf, geometry, plan, budget)
+    return Model(gguf, placement, on_progress, notes=notes, applied=applied)

@@ -52,12 +52,21 @@ class LlamaCpp:
         return pytest.fail(f"{program} never printed {last!r}: {printed[-2000:]}")
 
     def logits(
-        self, model: Path, ids: Sequence[int], generate: int, n_vocab: int
+        self,
+        model: Path,
+        ids: Sequence[int],
+        generate: int,
+        n_vocab: int,
+        adapter: tuple[Path, float] | None = None,
     ) -> NDArray[np.float32]:
-        """Rows of logits for `ids` and a greedy continuation: n_ids + generate - 1 of them."""
+        """Rows of logits for `ids` and a greedy continuation: n_ids + generate - 1 of them.
+
+        An `adapter` is a GGUF file and a scale.
+        """
         ids_file, out = model.with_suffix(".ids"), model.with_suffix(".logits")
         np.array(ids, np.int32).tofile(ids_file)
-        _run([self.driver, model, ids_file, out, str(generate), THREADS])
+        options = [] if adapter is None else [adapter[0], str(adapter[1])]
+        _run([self.driver, model, ids_file, out, str(generate), THREADS, *options])
         rows = np.fromfile(out, np.float32).reshape(-1, n_vocab)
         out.unlink()
         assert len(rows) == len(ids) + generate - 1

@@ -39,7 +39,7 @@ SHARED = sorted(OPTIONS.keys() & BY_KEY.keys())
 
 MEMORY = {"context", "cache_type", "ram", "threads"}
 GPU = {"device", "vram", "cpu_moe", "n_cpu_moe"}
-RELOADED = MEMORY | GPU
+RELOADED = MEMORY | GPU | {"adapters"}
 
 
 def test_the_settings_are_those_of_the_command() -> None:
@@ -53,7 +53,7 @@ def test_the_settings_are_those_of_the_command() -> None:
 def test_defaults_and_limits_are_those_of_the_command(key: str) -> None:
     default, option = OPTIONS[key]
     setting = BY_KEY[key]
-    assert setting.default == (() if key == "stop" else default)
+    assert setting.default == (() if setting.kind == "lines" else default)
     if option.min is not None or option.max is not None:
         assert (setting.minimum, setting.maximum) == (option.min, option.max)
 

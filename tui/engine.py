@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from localds import monitor
+from localds.adapters import parse_adapter
 from localds.catalog.resolve import find_model, remember_choice
 from localds.gguf import GGUFFile
 from localds.memory.kept_rows import KeepError
@@ -49,6 +50,7 @@ class LoadOptions:
     cpu_moe: bool = False
     n_cpu_moe: int | None = None
     threads: int | None = None
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,7 @@ class Engine:
                 threads=options.threads,
                 context=context,
                 cache_type=options.cache_type,
+                adapters=[parse_adapter(text) for text in options.adapters],
                 on_progress=self._show_loading,
             )
         finally:
@@ -251,7 +254,7 @@ class Engine:
             longest_context=longest,
             options=options,
             gpu=model.on_gpu.placement if model.on_gpu else None,
-            notes=model.notes,
+            notes=(*model.notes, *(f"adapter {name}, scale {by:g}" for name, by in model.adapters)),
             recommended=recommended,
         )
 

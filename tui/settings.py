@@ -260,6 +260,11 @@ SETTINGS = (
         minimum=1, maximum=1024, needs_reload=True,
     ),
     Setting(
+        "adapters", "Adapters", "lines", (),
+        "Fine-tuned adapters, one a line: PATH or PATH:SCALE, PEFT's folders or GGUF files.",
+        "Memory", needs_reload=True,
+    ),
+    Setting(
         "theme", "Theme", "choice", "localds-dark",
         "The colours of the app.", "Display", choices=theme_names(),
     ),

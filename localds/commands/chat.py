@@ -10,6 +10,7 @@ import typer
 
 from localds.commands.common import (
     MODEL_HELP,
+    Adapters,
     CacheType,
     Context,
     CpuMoe,
@@ -18,6 +19,7 @@ from localds.commands.common import (
     Ram,
     Threads,
     Vram,
+    adapter_options,
     clear_errors,
     say,
 )
@@ -87,6 +89,7 @@ def chat(
     vram: Vram = None,
     cpu_moe: CpuMoe = False,
     n_cpu_moe: NCpuMoe = None,
+    adapters: Adapters = None,
 ) -> None:
     """Chat with a model: in an app that fills the terminal, or line by line with --plain.
 
@@ -126,6 +129,7 @@ def chat(
             threads=threads,
             context=context,
             cache_type=cache_type,
+            adapters=adapter_options(adapters),
         ) as loaded:
             remember_choice(found)
             sampling |= _not_given(command, recommended_sampling(loaded.gguf))

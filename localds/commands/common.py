@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MODEL_HELP = "A GGUF file (of a split one, the first part), or an installed model: NAME[:QUANT]."
 ModelFile = Annotated[str, typer.Argument(help=MODEL_HELP)]
@@ -53,6 +53,14 @@ NCpuMoe = Annotated[
     ),
 ]
 
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        help="PATH or PATH:SCALE of a fine-tuned adapter, PEFT's or GGUF. Repeatable.",
+    ),
+]
+
 
 def fail(message: object) -> NoReturn:
     """Print one message to stderr and exit with status 1."""
@@ -63,6 +71,13 @@ def fail(message: object) -> NoReturn:
 def say(line: str) -> None:
     """Print one line to stderr."""
     typer.echo(line, err=True)
+
+
+def adapter_options(named: Sequence[str] | None) -> list[tuple[str | Path, float]]:
+    """What `localds.load` takes as adapters, from the options' texts."""
+    from localds.adapters import parse_adapter
+
+    return [parse_adapter(text) for text in named or ()]
 
 
 def check_output(output: Path, model: Path) -> None:

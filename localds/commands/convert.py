@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localds.commands.common import Threads, clear_errors, say
+from localds.commands.common import Threads, adapter_options, clear_errors, say
 
 if TYPE_CHECKING:
     from convert import Job
     from convert.source import Source
 
+DEFAULT_RECIPE = "Q4_K_M"
 _WORST = 10
 
 
@@ -27,8 +28,20 @@ def convert(
         Path | None, typer.Option("--output", "-o", help="Default: NAME-TYPE.gguf here.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option("--type", help="A preset such as Q4_K_M, or a size: fit:12GiB.")
-    ] = "Q4_K_M",
+        str | None,
+        typer.Option(
+            "--type",
+            help="A preset such as Q4_K_M (the default), or a size: fit:12GiB. With --merge, "
+            "the default is the types of the file.",
+        ),
+    ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--merge",
+            help="PATH or PATH:SCALE of an adapter to merge into the weights. Repeatable.",
+        ),
+    ] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option("--keep", help="REGEX=TYPE: the type of tensors by name; the last one wins."),
@@ -59,20 +72,26 @@ def convert(
     """Convert a checkpoint, or a GGUF file, to a quantized GGUF file.
 
     Types: F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S/M/L Q4_K_S/M Q5_K_S/M Q6_K IQ4_NL
-    IQ4_XS MXFP4_MOE, or fit:SIZE to choose the best types for a size. With --verify and an output
+    IQ4_XS MXFP4_MOE, or fit:SIZE to choose the best types for a size. With --merge, adapters of
+    `localds finetune` or PEFT become part of the weights. With --verify and an output
     that is there already (and no --force), it is only compared.
     """
     with clear_errors():
-        from convert import Job, open_source
+        from convert import Job, merge_adapters, open_source
         from convert.imatrix import read_importance
         from convert.plan import plan_table
+        from convert.recipes import AS_STORED
         from localds import _native
         from localds.units import parse_size
 
         if threads:
             _native.set_threads(threads)
         most = parse_size(split) if split else None
-        model = open_source(source, mtp=mtp, requantize=requantize, pre=pre)
+        keep_types = bool(adapters) and recipe is None and Path(source).is_file()
+        recipe = recipe or (AS_STORED if keep_types else DEFAULT_RECIPE)
+        model = open_source(source, mtp=mtp, requantize=requantize, keep_types=keep_types, pre=pre)
+        if adapters:
+            model = merge_adapters(model, adapter_options(adapters))
         target = output or _default_output(model, recipe)
         if verify and target.exists() and not force:
             _verify(model, target)
@@ -96,10 +115,15 @@ def convert(
 
 
 def _default_output(model: Source, recipe: str) -> Path:
-    name = model.path.stem if model.path.is_file() else str(model.metadata["general.name"])
+    from convert.recipes import AS_STORED
+
+    merged = "localds.adapters" in model.metadata
+    named = merged or not model.path.is_file()
+    name = str(model.metadata["general.name"]) if named else model.path.stem
     stem = re.sub(r"-(F32|F16|BF16|Q8_0)$", "", name, flags=re.IGNORECASE)
     kind = recipe if recipe.lower().startswith("fit:") else recipe.upper()
-    return Path(re.sub(r"[^\w.-]+", "-", f"{stem}-{kind}") + ".gguf")
+    ending = "" if recipe == AS_STORED else f"-{kind}"
+    return Path(re.sub(r"[^\w.-]+", "-", stem + ending) + ".gguf")
 
 
 def _run(job: Job, resume: bool, force: bool) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localds.commands.common import ModelFile, Threads, clear_errors
+from localds.commands.common import Adapters, ModelFile, Threads, adapter_options, clear_errors
 from localds.commands.progress import token_progress
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     threads: Threads = None,
+    adapters: Adapters = None,
 ) -> None:
     """Measure perplexity, and with --against how far the predictions lie from a reference's.
 
@@ -50,7 +51,8 @@ def evaluate(
         from localds.windows import cut, read_text
 
         words = read_text(text)
-        loaded = stack.enter_context(localds.load(model, "cpu", threads=threads))
+        named = adapter_options(adapters)
+        loaded = stack.enter_context(localds.load(model, "cpu", threads=threads, adapters=named))
         windows = cut(loaded, words, context, chunks)
         reference = None
         if against is not None:
@@ -61,6 +63,7 @@ def evaluate(
             scores = score(loaded, windows, reference, advance)
         report: dict[str, Any] = {
             "model": model,
+            "adapters": loaded.adapters,
             "text": str(text),
             "context": context,
             "chunks": len(windows.tokens),

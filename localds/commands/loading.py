@@ -26,9 +26,10 @@ def load_model(path: str | Path, **options: Any) -> Model:
         **options,
     )
     lines = list(model.notes)
+    lines += [f"adapter {name}, scale {scale:g}" for name, scale in model.adapters]
     if model.on_gpu is not None:
         lines.append(describe_gpu(model.on_gpu.placement))
-    if not model.placement.resident:
+    if not model.placement.resident and not (model.on_gpu and model.on_gpu.gpu.unified):
         lines.append(describe(model.placement))
     for line in lines:
         say(f"localds: {line}")

@@ -1,6 +1,6 @@
 // Writes llama.cpp's logits for given tokens, and for a greedy continuation of them.
 //
-// usage: driver MODEL IDS OUT N_GENERATE N_THREADS
+// usage: driver MODEL IDS OUT N_GENERATE N_THREADS [ADAPTER SCALE]
 //
 // IDS holds int32 token ids. OUT receives float32 rows of n_vocab logits, one after each token of
 // IDS and of the continuation, whose tokens are the largest entries of the rows from the last one
@@ -56,7 +56,9 @@ llama_token evaluate(llama_context* context, const std::vector<llama_token>& tok
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 6) fail("usage: driver MODEL IDS OUT N_GENERATE N_THREADS");
+  if (argc != 6 && argc != 8) {
+    fail("usage: driver MODEL IDS OUT N_GENERATE N_THREADS [ADAPTER SCALE]");
+  }
   llama_log_set(
       [](ggml_log_level level, const char* text, void*) {
         if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
@@ -76,6 +78,12 @@ int main(int argc, char** argv) {
   params.n_threads = params.n_threads_batch = std::atoi(argv[5]);
   llama_context* context = llama_init_from_model(model, params);
   if (context == nullptr) fail("cannot create a context");
+  if (argc == 8) {
+    llama_adapter_lora* adapter = llama_adapter_lora_init(model, argv[6]);
+    if (adapter == nullptr) fail("cannot load the adapter");
+    float scale = static_cast<float>(std::atof(argv[7]));
+    if (llama_set_adapters_lora(context, &adapter, 1, &scale) != 0) fail("cannot use the adapter");
+  }
   const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
   std::ofstream out(argv[3], std::ios::binary);
 

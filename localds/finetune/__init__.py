@@ -1,0 +1,1 @@
+"""Training of low-rank adapters on top of a quantized model."""

@@ -43,7 +43,7 @@ class CudaMatrix:
     def __call__(self, x: mx.array) -> mx.array:  # noqa: D102
         n = x.shape[-2]
         if n > FEW:
-            return product(x, self.blocks, self._written, self._itemsize)
+            return product(x, self.blocks, self.written, self._itemsize)
         matrices = len(self.blocks) if self.blocks.ndim == 3 else 1
         ids = counted(matrices, n)
         return self.multiplied(x.reshape(-1, x.shape[-1]), ids).reshape(*x.shape[:-1], -1)
@@ -57,7 +57,7 @@ class CudaMatrix:
     def chosen(self, x: mx.array, ids: mx.array) -> mx.array:  # noqa: D102
         if len(ids) < SORTED_FROM:
             return self.multiplied(x, ids)
-        return chosen_product(x, self.blocks, ids, self._written, self._itemsize)
+        return chosen_product(x, self.blocks, ids, self.written, self._itemsize)
 
     def lookup(self, ids: mx.array) -> mx.array:  # noqa: D102
         return self._converted(self.blocks[ids], mx.float32)
@@ -131,7 +131,7 @@ class CudaMatrix:
     def _itemsize(self) -> int:
         return _ITEMSIZE.get(self.kind, 2)
 
-    def _written(self, blocks: mx.array) -> mx.array:
+    def written(self, blocks: mx.array) -> mx.array:
         """Blocks in float16; plain floats but these, in float32."""
         if self.kind not in PLAIN:
             return self._converted(blocks, mx.float16)

@@ -41,7 +41,7 @@ class MetalMatrix:
     def __call__(self, x: mx.array) -> mx.array:  # noqa: D102
         n = x.shape[-2]
         if n > FEW:
-            return product(x, self.blocks, self._written, itemsize=2)
+            return product(x, self.blocks, self.written, itemsize=2)
         matrices = len(self.blocks) if self.blocks.ndim == 3 else 1
         ids = counted(matrices, n)
         return self.multiplied(x.reshape(-1, x.shape[-1]), ids).reshape(*x.shape[:-1], -1)
@@ -52,7 +52,7 @@ class MetalMatrix:
     def chosen(self, x: mx.array, ids: mx.array) -> mx.array:  # noqa: D102
         if len(ids) < SORTED_FROM or len(ids) <= FEW * len(self.blocks):
             return self.multiplied(x, ids)
-        return chosen_product(x, self.blocks, ids, self._written, itemsize=2)
+        return chosen_product(x, self.blocks, ids, self.written, itemsize=2)
 
     def lookup(self, ids: mx.array) -> mx.array:  # noqa: D102
         return self.converted(self.blocks[ids], mx.float32)
@@ -69,7 +69,7 @@ class MetalMatrix:
         together = FEWER_TOGETHER if blocks.shape[1] < _MANY_ROWS else MORE_TOGETHER
         return multiply(self.kind, blocks, x, ids, together)
 
-    def _written(self, blocks: mx.array) -> mx.array:
+    def written(self, blocks: mx.array) -> mx.array:
         return self.converted(blocks, mx.float16)
 
     def converted(self, blocks: mx.array, dtype: mx.Dtype) -> mx.array:

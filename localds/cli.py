@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from localds import __version__
-from localds.commands import bench, chat, convert, doctor, imatrix, inspect, pull, rm, trace
+from localds.commands import (
+    bench,
+    chat,
+    convert,
+    doctor,
+    finetune,
+    imatrix,
+    inspect,
+    pull,
+    rm,
+    trace,
+)
 from localds.commands import eval as evaluate
 from localds.commands import list as listing
 
@@ -27,6 +38,7 @@ app.command("rm")(rm.rm)
 app.command("inspect")(inspect.inspect)
 app.command("bench", cls=bench.ListOptions)(bench.bench)
 app.command("convert")(convert.convert)
+app.command("finetune")(finetune.finetune)
 app.command("imatrix")(imatrix.imatrix)
 app.command("trace")(trace.trace)
 app.command("eval")(evaluate.evaluate)

@@ -22,6 +22,16 @@ __all__ = ["home", "model_hub"]
 sys.path.append(str(Path(__file__).parent.parent))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave thorough tests out unless they are asked for."""
+    if "thorough" in config.getoption("markexpr"):
+        return
+    skip = pytest.mark.skip(reason="one more of what others show; run pytest -m thorough")
+    for item in items:
+        if item.get_closest_marker("thorough"):
+            item.add_marker(skip)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Folders for settings and state in place of the user's."""

@@ -37,11 +37,18 @@ class Command:
     options: tuple[Option, ...]
 
 
+NOT_YET_LEARNED = {"finetune"}
+"""Commands that are newer than the guide's training: what is said of them would be no text of its
+kind. Empty this before it is trained again."""
+
+
 def commands() -> list[Command]:
-    """All commands of the program, as its help shows them."""
+    """All commands that the guide knows, as the program's help shows them."""
     group = cast("TyperGroup", typer.main.get_command(app))
     found = []
     for name, command in group.commands.items():
+        if name in NOT_YET_LEARNED:
+            continue
         text = " ".join((command.help or "").split("\n\n")[0].split())
         options = [
             Option(name, tuple(p.opts), p.help or "", _default(p.default))

@@ -131,7 +131,7 @@ def place_on_gpu(
     check_gpu_options(True, vram, cpu_moe, n_cpu_moe)
     sizes = device_sizes(gguf, geometry, gpu, device_bytes)
     room = Room(
-        _budget(gpu, vram),
+        gpu_budget(gpu, vram),
         ram if gpu.unified else None,
         plan.runtime,
         sizes.staging + _least_pool(gguf, geometry),
@@ -246,7 +246,7 @@ def _choose_slots(
     return most_slots(needs, room) if n_cpu_moe is None else without_first(needs, room, n_cpu_moe)
 
 
-def _budget(gpu: Gpu, vram: int | None) -> int:
+def gpu_budget(gpu: Gpu, vram: int | None) -> int:
     """Bytes of the GPU's memory that may be taken."""
     if vram is None:
         kept = max(_LEAST_LEFT[gpu.unified], int(gpu.total_bytes * _SHARE_LEFT[gpu.unified]))

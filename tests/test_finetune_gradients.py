@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -24,19 +24,30 @@ from cuda_emulator import emulated_cuda  # noqa: E402
 from metal_emulator import MetalEmulator  # noqa: E402
 from test_ops_mlx import random_blocks  # noqa: E402
 
-from localds.finetune.model import Adapter, matrices  # noqa: E402
+from localds.finetune.model import (  # noqa: E402
+    Adapter,
+    Trained,
+    feed_forward,
+    matrices,
+    slices,
+)
 from localds.finetune.model import attend as attending  # noqa: E402
 from localds.finetune.model import head as heads  # noqa: E402
+from localds.finetune.model.adapter import StackedLinear  # noqa: E402
 from localds.finetune.model.frozen import (  # noqa: E402
     FrozenHeads,
     FrozenMatrix,
     FrozenStack,
 )
-from localds.finetune.model.matrices import flattened  # noqa: E402
+from localds.finetune.model.matrices import (  # noqa: E402
+    chosen_times,
+    chosen_transposed,
+    flattened,
+)
 from localds.ops.mlx.backend import PORTABLE  # noqa: E402
 from localds.ops.mlx.blocks import QUANTIZED  # noqa: E402
 from localds.ops.mlx.cuda.matrix import CudaMatrix  # noqa: E402
-from localds.ops.mlx.matrix import PLAIN  # noqa: E402
+from localds.ops.mlx.matrix import PLAIN, PlainMatrix  # noqa: E402
 from localds.ops.mlx.metal.matrix import MetalMatrix  # noqa: E402
 
 if TYPE_CHECKING:
@@ -411,3 +422,142 @@ def test_loss_in_parts(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     near(found, 3 * wanted)
     near(gradient, 3 * slope)
     near(head.plain_loss(x, targets, weights), wanted)
+
+
+# ---- feed-forward layers, some tokens at a time ----
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["v2-lite", "v3", "mixtral"])
+@pytest.mark.parametrize(
+    ("method", "targets"), [("lora", ("q_proj", "q_b_proj", "o_proj")), ("dora", TARGETS)]
+)
+def test_slices_of_tokens_change_nothing(
+    files: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    method: Any,
+    targets: tuple[str, ...],
+    checkpointing: bool,
+) -> None:
+    """With and without adapters in them; the last slice is smaller."""
+    config = AdapterConfig(rank=2, method=method, targets=targets)
+    model = open_model(files(name), config, checkpointing=checkpointing, aux_alpha=1)
+    p, batch, found = shifted(model), one_batch(19, rows=2), []
+    for tokens in (100, 9):
+        cut = partial(every, step=tokens)
+        monkeypatch.setattr(feed_forward, "token_slices", cut)
+        (loss, _, _), gradient = model.value_and_grad(p, batch)
+        found.append((float(loss), gradient))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    assert difference(found[1][1], found[0][1]) < 1e-5
+
+
+def every(n: int, _: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def test_slices_are_even(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "KEPT_BYTES", 1000)
+    assert slices.token_slices(100, 10) == [slice(0, 100)]
+    assert slices.token_slices(101, 10) == [slice(0, 51), slice(51, 101)]
+    assert slices.token_slices(3, 5000) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+
+
+def test_slices_drop_out_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "KEPT_BYTES", 50 * 10)
+    adapter = Adapter("t", 1, (8, 8), 2, 1, 0.5, None)
+    keys = mx.random.split(mx.random.key(1), 2)
+
+    def run(x: Any) -> Any:
+        return slices.in_slices(
+            lambda _, rows, trained: adapter.dropped(rows[0], trained.dropout),
+            slices.token_slices(len(x), 10),
+            [x],
+            Trained({}, keys),
+        )
+
+    x = mx.ones((100, 8))
+    (found,), (slope,) = mx.vjp(run, [x], [x])
+    one, other = np.array(found)[:50], np.array(found)[50:]
+    assert 0.3 < (one != other).mean() < 0.7
+    assert (np.array(slope) == np.array(found)).all()  # what dropped out has no gradient
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_slices_take_less_memory(monkeypatch: pytest.MonkeyPatch, trains: bool) -> None:
+    """The forward and the gradient of the experts of 512 tokens, each slice after the other."""
+    n, k, count, hidden, width = 512, 4, 8, 64, 128
+    shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+    stacks, parameters = [], {}
+    for number, (name, shape) in enumerate(shapes.items()):
+        frozen = FrozenStack(PlainMatrix(random_rows(count, *shape) / 8))
+        adapter = Adapter(name, number, (count, *shape), 2, 1, 0, None) if trains else None
+        stacks.append(StackedLinear(frozen, adapter))
+        if trains:
+            parameters[name] = {
+                "a": random_rows(count, 2, shape[1]),
+                "b": random_rows(count, shape[0], 2),
+            }
+    experts = feed_forward.ResidentExperts(*stacks)
+    ids = mx.array(np.stack([rng(i).permutation(count)[:k] for i in range(n)]).astype(np.uint32))
+    h, weights = random_rows(n, hidden), random_rows(n, k)
+
+    def run(h: Any, weights: Any, parameters: Any) -> Any:
+        return (experts.mixed(h, ids, weights, Trained(parameters)) ** 2).sum()
+
+    mx.eval(h, weights, ids, parameters, [s.frozen.stack.arrays() for s in stacks])
+    peaks, gradients = [], []
+    for parts in (1, 8):
+        monkeypatch.setattr(slices, "KEPT_BYTES", n // parts * 12 * k * (hidden + width))
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        found = mx.grad(run, argnums=(0, 1, 2))(h, weights, parameters)
+        mx.eval(found)
+        peaks.append(mx.get_peak_memory() - before)
+        gradients.append(found)
+    assert peaks[1] < 0.4 * peaks[0]
+    near(gradients[1][0], gradients[0][0], 1e-6)
+    near(gradients[1][1], gradients[0][1], 1e-6)
+    assert not trains or difference(gradients[1][2], gradients[0][2]) < 1e-5
+
+
+def test_parts_of_the_output_matrix_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No part is written out before its turn: one more would be there with each."""
+    vocabulary, hidden, n = 8192, 512, 64
+    output = PORTABLE.load(GGMLType.Q6_K, blocks_of(GGMLType.Q6_K, vocabulary, hidden))
+    part = 4 * vocabulary * hidden // 4
+    monkeypatch.setattr(matrices, "SLICE_BYTES", part)
+    monkeypatch.setattr(heads, "LOGIT_BYTES", 4 * vocabulary * n // 4)
+    head = heads.TrainHead(mx.ones(hidden), output, 1e-5)
+    targets, weights = mx.array(rng(1).integers(0, vocabulary, n)), mx.ones(n)
+
+    def run(x: Any) -> Any:
+        return mx.grad(lambda x: head.loss(x, targets, weights))(x)
+
+    # Writing one part out takes some four times its size.
+    assert peak_of(run, random_rows(n, hidden)) < 5.1 * part
+
+
+def test_stacks_wait() -> None:
+    """None is written out again while what it is multiplied with is not there."""
+    blocks = blocks_of(GGMLType.Q6_K, 4, 1024, 512)
+    frozen = FrozenStack(PORTABLE.load(GGMLType.Q6_K, blocks))
+    ids = mx.repeat(mx.arange(4, dtype=mx.uint32), 2)
+
+    def run(x: Any) -> Any:
+        for _ in range(4):
+            x = chosen_transposed(frozen.stack, chosen_times(frozen.stack, x, ids), ids)
+        return x
+
+    assert peak_of(run, random_rows(8, 512)) < 4.8 * (4 * 4 * 1024 * 512)
+
+
+def peak_of(function: Callable[[Any], Any], x: Any) -> int:
+    mx.eval(function(x))  # so that all constants are there
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(function(x))
+    return mx.get_peak_memory() - before

@@ -205,7 +205,6 @@ def test_the_plan_holds(
             optimizer.update(params, gradients, 1.0, 1e-4)
     peak = mx.get_peak_memory() - before
     planned = plan.total - plan.runtime
-    print(name, kept, peak / planned)
     assert planned / 2 <= peak <= planned
 
 

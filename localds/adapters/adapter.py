@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from localds.finetune.config import AdapterConfig
 
 Floats = NDArray[np.float32]
@@ -34,6 +36,8 @@ class Adapter:
     """An adapter: W becomes W + scale * B A for each pair of the tree, arrays in float32.
 
     `base_model` and `revision` name the model that it was trained on, where that is known.
+    `biases` are those that training moved on the router's choice of experts, as they were then,
+    float32 [experts] by the names of their tensors, such as "blk.3.exp_probs_b.bias".
     """
 
     name: str
@@ -41,6 +45,7 @@ class Adapter:
     tree: Tree
     base_model: str | None = None
     revision: str | None = None
+    biases: Mapping[str, Floats] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
@@ -54,4 +59,7 @@ class Adapter:
             for part, array in sorted(self.tree[name].items()):
                 digest.update(f"{name} {part} {array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)
+        for name, bias in sorted(self.biases.items()):
+            digest.update(f"{name} {bias.shape}".encode())
+            digest.update(np.ascontiguousarray(bias).data)
         return digest.hexdigest()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from localds.adapters.adapter import AdapterError
+from localds.adapters.biases import BiasPatch, check_biases
 from localds.adapters.gguf_file import FUSED
 from localds.adapters.names import GATE, UP, split_name
 
@@ -50,8 +51,22 @@ class _Piece(NamedTuple):
     pair: Pair
 
 
-class Patch:
-    """What adapters do to one tensor of a file, block by block."""
+class Patch(Protocol):
+    """What adapters do to one tensor of a file, block by block.
+
+    Of one that is `turned`, a matrix has to be taken whole.
+    """
+
+    @property
+    def turned(self) -> bool:
+        """Whether rows of the tree are columns in the file."""
+
+    def rows(self, read: Read, matrix: int, start: int, stop: int) -> Floats:
+        """Rows start to stop of a matrix of the adapted tensor; `read` gives the base's."""
+
+
+class MatrixPatch:
+    """What the pairs of adapters do to one tensor."""
 
     def __init__(self, base: Base, tensor: str, adapters: Sequence[tuple[Adapter, float]]) -> None:
         self._layer, self._kind = split_name(tensor.removesuffix(".weight"))
@@ -123,7 +138,10 @@ def patches(base: Base, adapters: Sequence[tuple[Adapter, float]]) -> Mapping[st
         base.check(adapter.tree, adapter.name)
         for name in adapter.tree:
             for tensor in _tensors(base, name):
-                found.setdefault(tensor, Patch(base, tensor, adapters))
+                found.setdefault(tensor, MatrixPatch(base, tensor, adapters))
+        check_biases(base, adapter.biases, adapter.name)
+        for name in adapter.biases:
+            found.setdefault(name, BiasPatch(name, adapters))
     return found
 
 

@@ -2,7 +2,8 @@
 
 Both forms of routed experts are read: transformers 5 has them stacked (modules `mlp.experts` for
 the outer of two adapted parameters, `mlp.experts.base_layer` for the inner one), older checkpoints
-have a module for each expert. Pickled files are refused: they can run code.
+have a module for each expert. Pickled files are refused: they can run code. Biases that `localds
+finetune` wrote beside them belong to the adapter, see `biases`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from localds.adapters.adapter import Adapter, AdapterError
+from localds.adapters.biases import read_biases
 from localds.adapters.layout import interleave, unflatten, unfuse
 from localds.adapters.names import DOWN, EXPERT_NAMES, GATE, INTERLEAVED, UP, kind_of, targets_of
 from localds.adapters.peft_config import read_config
@@ -54,6 +56,7 @@ def read_peft(folder: Path, base: Base) -> Adapter:
         tree=tree,
         base_model=config.base_model,
         revision=config.revision,
+        biases=read_biases(folder, base),
     )
 
 

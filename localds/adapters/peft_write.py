@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from localds.adapters.adapter import AdapterError
+from localds.adapters.biases import BIASES_FILE, check_biases
 from localds.adapters.layout import deinterleave, flatten, fuse
 from localds.adapters.names import (
     ATTENTION,
@@ -46,15 +47,22 @@ _EXPERT_MODULES = {
 def write_peft(folder: Path, adapter: Adapter, base: Base) -> list[str]:
     """Write an adapter of `base` as a folder of PEFT, which is made if need be.
 
+    Biases go into a file beside it; one of an earlier adapter is removed.
+
     Returns lines that a person should see: what PEFT itself will not load. Raises `AdapterError`
     for an adapter that does not fit, `OSError` where the folder cannot be written.
     """
     base.check(adapter.tree, adapter.name)
+    check_biases(base, adapter.biases, adapter.name)
     collected = _Collected(adapter, base)
     for layer in range(base.layers):
         collected.add_layer(layer)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / WEIGHTS_FILE, collected.tensors)
+    if adapter.biases:
+        write_safetensors(folder / BIASES_FILE, adapter.biases)
+    else:
+        (folder / BIASES_FILE).unlink(missing_ok=True)
     text = json.dumps(collected.config(), indent=2, sort_keys=True)
     with replaced(folder / CONFIG_FILE) as stream:
         stream.write(text.encode() + b"\n")

@@ -15,8 +15,8 @@ from localds.adapters import (
     write_gguf_adapter,
     write_peft,
 )
+from localds.adapters.biases import BIASES_FILE
 from localds.adapters.names import split_name
-from localds.adapters.safetensors import write_safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from localds.gguf import GGUFFile
 
 GGUF_FILE = "adapter.gguf"
-BIASES_FILE = "router_biases.safetensors"
 _HUB = "https://huggingface.co/"
 
 
@@ -60,13 +59,14 @@ def write_results(
         name: {leaf: np.array(array, np.float32) for leaf, array in pair.items()}
         for name, pair in params.items()
     }
-    adapter = Adapter(folder.name, config, tree, _base_model(gguf))
+    moved = {name: np.array(bias, np.float32) for name, bias in biases.items()}
+    adapter = Adapter(folder.name, config, tree, _base_model(gguf), biases=moved)
     notes = write_peft(folder, adapter, base)
     if biases:
-        write_safetensors(folder / BIASES_FILE, {k: np.array(v) for k, v in biases.items()})
         notes.append(
             f"the router's biases moved as well, and no adapter file can hold them: {BIASES_FILE} "
-            "has them"
+            "has them; localds reads it with the folder, and for other programs merge the adapter "
+            "(localds convert MODEL --merge)"
         )
     file = folder / GGUF_FILE
     written = None

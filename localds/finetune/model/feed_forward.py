@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import mlx.core as mx
 
 from localds.finetune.model.gradients import differentiable, with_vjp
+from localds.finetune.model.matrices import rows_of
 from localds.finetune.model.routing import balance_loss, count_loads, route
+from localds.finetune.model.slices import in_slices, token_slices
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from localds.finetune.model.adapter import Linear, StackedLinear, Trained
+    from localds.finetune.model.frozen import FrozenMatrix
     from localds.finetune.model.packing import Packing
     from localds.ops import Router
 
@@ -49,7 +54,14 @@ class Gated:
 
     def __call__(self, x: mx.array, trained: Trained) -> mx.array:
         """The layer of x [n, hidden]."""
-        return self.down(_swiglu(self.gate(x, trained), self.up(x, trained)), trained)
+
+        def some(_: slice, rows: Sequence[mx.array], trained: Trained) -> mx.array:
+            (x,) = rows
+            return self.down(_swiglu(self.gate(x, trained), self.up(x, trained)), trained)
+
+        width = rows_of(cast("FrozenMatrix", self.gate.frozen).matrix)
+        slices = token_slices(len(x), _KEPT * width)
+        return in_slices(some, slices, [x], _only(trained, (self.gate, self.up, self.down)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,28 @@ class ResidentExperts:
     def chosen(self, x: mx.array, ids: mx.array, trained: Trained) -> mx.array:  # noqa: D102
         middle = _swiglu(self.gate(x, ids, trained), self.up(x, ids, trained))
         return self.down(middle, ids, trained)
+
+    def mixed(self, h: mx.array, ids: mx.array, weights: mx.array, trained: Trained) -> mx.array:
+        """The sum of each token's experts in ids [n, top_k], by weights [n, top_k]."""
+
+        def some(part: slice, rows: Sequence[mx.array], trained: Trained) -> mx.array:
+            h, weights = rows
+            return _mixed(self, h, ids[part], weights, trained)
+
+        widths = h.shape[-1] + rows_of(self.gate.frozen.stack)
+        slices = token_slices(len(h), _KEPT * ids.shape[-1] * widths)
+        mine = _only(trained, (self.gate, self.up, self.down))
+        return in_slices(some, slices, [h, weights], mine)
+
+
+# Bytes that are kept of a token for each of a layer's widths: three float32.
+_KEPT = 12
+
+
+def _only(trained: Trained, layers: Collection[Linear | StackedLinear]) -> Trained:
+    """The parameters of these layers."""
+    names = [layer.adapter.name for layer in layers if layer.adapter is not None]
+    return trained._replace(parameters={name: trained.parameters[name] for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +149,22 @@ class TrainMoe:
         return Forwarded(x + out.reshape(x.shape), loads.sum(axis=0), balance)
 
     def _mixed(self, h: mx.array, ids: mx.array, weights: mx.array, trained: Trained) -> mx.array:
-        """The weighted sum of each token's experts, with the rows of an expert together."""
-        n, k = ids.shape
-        flat = ids.reshape(-1)
-        order = mx.argsort(flat)
-        places = mx.argsort(order)
-        out = self.experts.chosen(_spread(h, order, places), flat[order], trained)
-        by_token = _permuted(out, places, order).reshape(n, k, -1)
-        return (by_token * weights[..., None]).sum(axis=1)
+        if isinstance(self.experts, ResidentExperts):
+            return self.experts.mixed(h, ids, weights, trained)
+        return _mixed(self.experts, h, ids, weights, trained)
+
+
+def _mixed(
+    experts: Experts, h: mx.array, ids: mx.array, weights: mx.array, trained: Trained
+) -> mx.array:
+    """The weighted sum of each token's experts, with the rows of an expert together."""
+    n, k = ids.shape
+    flat = ids.reshape(-1)
+    order = mx.argsort(flat)
+    places = mx.argsort(order)
+    out = experts.chosen(_spread(h, order, places), flat[order], trained)
+    by_token = _permuted(out, places, order).reshape(n, k, -1)
+    return (by_token * weights[..., None]).sum(axis=1)
 
 
 # MLX's gradients of rows that are taken would add in any order; these do not.

@@ -74,7 +74,7 @@ def times(matrix: Matrix, x: mx.array) -> mx.array:
         return matrix(x)
     found: list[mx.array] = []
     for part in _slices(matrix):
-        weight = written(_taken(matrix, part, found))
+        weight = written(_taken(matrix, part, found or [x]))
         found.append(product(x, weight.swapaxes(-1, -2)))
     return found[0] if len(found) == 1 else mx.concatenate(found, axis=-1)
 
@@ -88,7 +88,7 @@ def transposed(matrix: Matrix, y: mx.array) -> mx.array:
         )
     found: list[mx.array] = []
     for part in _slices(matrix):
-        one = product(y[:, part], written(_taken(matrix, part, found)))
+        one = product(y[:, part], written(_taken(matrix, part, found or [y])))
         found = [one + found[0] if found else one]
     return found[0]
 
@@ -97,7 +97,7 @@ def chosen_times(stack: Matrix, x: mx.array, ids: mx.array) -> mx.array:
     """Each row of x [m, columns] times the transpose of the matrix in ids [m], ascending."""
     if isinstance(stack, PackedMatrix):
         return stack.chosen(x, ids)
-    return gathered(x, written(stack).swapaxes(-1, -2), ids)
+    return gathered(x, written(_waiting(stack, x)).swapaxes(-1, -2), ids)
 
 
 def chosen_transposed(stack: Matrix, y: mx.array, ids: mx.array) -> mx.array:
@@ -114,7 +114,7 @@ def chosen_transposed(stack: Matrix, y: mx.array, ids: mx.array) -> mx.array:
             mode=p.mode,
         )
         return found[:, 0]
-    return gathered(y, written(stack), ids)
+    return gathered(y, written(_waiting(stack, y)), ids)
 
 
 def row_squares(matrix: Matrix) -> mx.array:
@@ -168,9 +168,12 @@ def _slices(matrix: Matrix) -> list[slice]:
 def _taken(matrix: Matrix, part: slice, before: list[mx.array]) -> Matrix:
     """Rows of a matrix, or matrices of a stack, that wait for what was found before."""
     taken = mapped(matrix, lambda array: array[part])
-    if not before:
-        return taken
-    return mapped(taken, lambda array: mx.depends(array, before[-1]))
+    return _waiting(taken, before[-1]) if before else taken
+
+
+def _waiting(matrix: Matrix, before: mx.array) -> Matrix:
+    """A matrix that is not written out until `before` is there, so that no two lie in memory."""
+    return mapped(matrix, lambda array: mx.depends(array, before))
 
 
 def _blocks(matrix: Matrix) -> BlockMatrix | CudaMatrix | MetalMatrix:

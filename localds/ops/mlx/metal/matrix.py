@@ -70,6 +70,7 @@ class MetalMatrix:
         return multiply(self.kind, blocks, x, ids, together)
 
     def written(self, blocks: mx.array) -> mx.array:
+        """Blocks in float16."""
         return self.converted(blocks, mx.float16)
 
     def converted(self, blocks: mx.array, dtype: mx.Dtype) -> mx.array:

@@ -135,6 +135,14 @@ def test_rows_are_full() -> None:
     assert sizes.sum() / (len(rows) * 2048) > 0.99
 
 
+def test_short_examples_of_two_kinds_share_rows() -> None:
+    """Each kind has a length of its own; a step should see both."""
+    sizes = np.array([20] * 150 + [30] * 150)
+    rows = pack(sizes, 128, 3)
+    both = [row for row in rows if len(set(sizes[row].tolist())) == 2]
+    assert len(both) > 0.5 * len(rows)
+
+
 def test_epochs_and_seeds_differ() -> None:
     examples = examples_of([20] * 200)
     run = Batches(examples, [Stage(64)], seed=1, epochs=2)

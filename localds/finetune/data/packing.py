@@ -26,14 +26,17 @@ WINDOW: Final = 4096
 def pack(sizes: NDArray[np.int64], length: int, *key: int) -> Rows:
     """Put examples of `sizes` [n] into rows of `length`; returns the indices in each row.
 
-    Every example is in one row. They are shuffled by `key`; within windows of them the longest is
-    placed first, each into the fullest row that has room for it (best-fit decreasing). The rows of
-    a window come in random order. Raises `ValueError` for one that is too long.
+    Every example is in one row. They are shuffled by `key`; within windows of them, those longer
+    than half a row are placed first, the longest before the others, then the rest as they come,
+    each into the fullest row that has room for it (best fit). So rows mix what is short, where the
+    longest first throughout would put examples of one kind together. The rows of a window come in
+    random order. Raises `ValueError` for one that is too long.
     """
     _check_sizes(sizes, length)
     rows: Rows = []
     for number, window in enumerate(_windows(len(sizes), *key)):
-        order = window[np.argsort(-sizes[window], kind="stable")]
+        rank = np.where(2 * sizes[window] > length, -sizes[window], 0)
+        order = window[np.argsort(rank, kind="stable")]
         packed = _fill(order.tolist(), sizes[order].tolist(), length)
         rows += [packed[i] for i in shuffled(len(packed), *key, number, 1)]
     return rows

@@ -449,7 +449,7 @@ def test_experts_may_lie_elsewhere(files: Callable[[str], Path]) -> None:
     config = AdapterConfig(rank=2, targets=("q_proj", "o_proj", "gate_proj", "router"))
     taken = []
 
-    def split(weights: Any, _: Any) -> HostExperts | None:
+    def split(weights: Any, *_: Any) -> HostExperts | None:
         taken.append(weights.down.name)
         if len(taken) > 1:
             return None
@@ -470,9 +470,6 @@ def test_experts_may_lie_elsewhere(files: Callable[[str], Path]) -> None:
     (same, _, _), found = divided.value_and_grad(shifted(divided), batch)
     assert float(same) == pytest.approx(float(loss), rel=1e-5)
     assert difference(found, gradient) < 1e-4
-    taken.clear()
-    with pytest.raises(ValueError, match="experts are trained only where"):
-        open_model(files("v2-lite"), AdapterConfig(targets=("experts",)), split=split)
 
 
 # ---- mistakes ----

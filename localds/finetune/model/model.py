@@ -74,7 +74,7 @@ class TrainModel:
         self.geometry = built.geometry
         self.adapters: tuple[Adapter, ...] = tuple(ops.adapters)
         self._embedding = cast("MlxEmbedding", built.embedding)
-        self._layers = [_TrainLayer(layer) for layer in built.layers]
+        self._layers = [TrainLayer(layer) for layer in built.layers]
         self._head = cast("TrainHead", built.head)
 
     def init(self, seed: int) -> Parameters:
@@ -127,7 +127,7 @@ class TrainModel:
         """
         with mx.stream(self.stream):
             x, balance = self._forward(parameters, batch, dropout_key, biases)
-            counted = _counted(batch)
+            counted = count_targets(batch)
             loss = self._head.loss(counted.states(x), counted.targets, counted.weights)
             count = counted.total
             return loss + balance.loss * count, count, balance
@@ -138,7 +138,7 @@ class TrainModel:
         """As `loss`, but the first is the summed cross-entropy alone; not differentiable."""
         with mx.stream(self.stream):
             x, balance = self._forward(parameters, batch, None, biases)
-            counted = _counted(batch)
+            counted = count_targets(batch)
             loss = self._head.plain_loss(counted.states(x), counted.targets, counted.weights)
             return loss, counted.total, balance
 
@@ -194,7 +194,7 @@ class TrainModel:
 
     def _run(
         self,
-        layer: _TrainLayer,
+        layer: TrainLayer,
         x: mx.array,
         parameters: Parameters,
         packing: Packing,
@@ -218,17 +218,18 @@ class TrainModel:
             )
 
 
-class _TrainLayer:
+class TrainLayer:
     """Attention, then feed-forward."""
 
     def __init__(self, built: Layer[Any]) -> None:
-        self._attention = cast("TrainMla | TrainGqa", built.attention)
+        self.attention = cast("TrainMla | TrainGqa", built.attention)
         self._feed_forward = cast("TrainFfn | TrainMoe", built.feed_forward)
 
     def __call__(
         self, x: mx.array, packing: Packing, trained: Trained, bias: mx.array | None
     ) -> Forwarded:
-        x = self._attention(x, packing, trained)
+        """X after the layer, and what its experts were sent."""
+        x = self.attention(x, packing, trained)
         return self._feed_forward(x, packing, trained, bias)
 
     @property
@@ -238,7 +239,7 @@ class _TrainLayer:
 
     def reserve(self, length: int) -> None:
         """Prepare for positions up to `length`."""
-        self._attention.turns.reserve(length)
+        self.attention.turns.reserve(length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +256,7 @@ class _Counted:
         return x.reshape(-1, x.shape[-1])[self.at]
 
 
-def _counted(batch: Batch) -> _Counted:
+def count_targets(batch: Batch) -> _Counted:
     """At least one place, so that a batch in which none counts has a gradient, of zeros."""
     weights = np.where(batch.segments > 0, batch.weights, 0).reshape(-1).astype(np.float32)
     at = np.flatnonzero(weights) if weights.any() else np.zeros(1, np.int64)

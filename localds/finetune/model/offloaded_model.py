@@ -7,56 +7,31 @@ come to the device twice, for the loss and for the gradient.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from localds import models
-from localds.finetune.config import EXPERTS
 from localds.finetune.model.adapter import Trained
 from localds.finetune.model.gradients import with_vjp
-from localds.finetune.model.model import AUX_ALPHA, TrainModel, _counted, _TrainLayer
+from localds.finetune.model.model import AUX_ALPHA, TrainModel, count_targets
 from localds.finetune.model.offloaded import OffloadedExperts, Untraced
 from localds.finetune.model.offloaded_steps import DividedStep, WholeStep, like, listed
-from localds.finetune.model.ops import TrainOps
 from localds.finetune.model.packing import Packing
 from localds.finetune.model.routing import Balance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     from numpy.typing import NDArray
 
     from localds.finetune.config import AdapterConfig
-    from localds.finetune.model.adapter import Adapter, Parameters
-    from localds.finetune.model.feed_forward import Experts
-    from localds.finetune.model.head import TrainHead
+    from localds.finetune.model.adapter import Parameters
     from localds.finetune.model.offloaded_layers import OffloadedLayers
     from localds.finetune.model.offloaded_steps import Kept, Step
     from localds.finetune.model.packing import Batch
     from localds.gguf import GGUFFile
-    from localds.ops import MoeWeights, Ops, Router
     from localds.ops.mlx.backend import Backend
-    from localds.ops.mlx.ops import MlxEmbedding
 
     Loss = tuple[mx.array, float, Balance]
-
-
-class _OffloadedOps(TrainOps):
-    """Prepares layers whose experts, offloaded or not, may have adapters."""
-
-    def __init__(self, config: AdapterConfig, backend: Backend, layers: OffloadedLayers) -> None:
-        super().__init__(config, backend, layers)
-        self._offloaded = layers
-
-    def _elsewhere(self, w: MoeWeights, router: Router) -> Experts | None:
-        return self._offloaded(w, router, self._expert_adapter)
-
-    def _expert_adapter(
-        self, name: str, shape: tuple[int, ...], row_squares: Callable[[], mx.array]
-    ) -> Adapter | None:
-        return self._adapter(name, shape, EXPERTS, row_squares)
 
 
 class OffloadedModel(TrainModel):
@@ -78,24 +53,17 @@ class OffloadedModel(TrainModel):
         checkpointing: bool = True,
         aux_alpha: float = AUX_ALPHA,
     ) -> None:
-        self.stream = stream
+        super().__init__(
+            gguf,
+            config,
+            backend,
+            stream,
+            checkpointing=checkpointing,
+            split=experts,
+            aux_alpha=aux_alpha,
+        )
         self.experts = experts
-        self._checkpointing = checkpointing
-        self._aux_alpha = aux_alpha
         self._untraced = Untraced()
-        with mx.stream(stream):
-            ops = _OffloadedOps(config, backend, experts)
-            built = models.build(gguf, cast("Ops[Any]", ops))
-            mx.clear_cache()  # what loading took apart
-        if not ops.adapters:
-            raise ValueError(
-                f"targets: {gguf.path} has none of {', '.join(config.targets)}; choose others"
-            )
-        self.geometry = built.geometry
-        self.adapters = tuple(ops.adapters)
-        self._embedding = cast("MlxEmbedding", built.embedding)
-        self._layers = [_TrainLayer(layer) for layer in built.layers]
-        self._head = cast("TrainHead", built.head)
 
     def loss(
         self,
@@ -131,7 +99,7 @@ class OffloadedModel(TrainModel):
         biases: mx.array | None = None,
     ) -> tuple[Loss, Parameters]:
         """The result of `loss`, and its gradient."""
-        counted = _counted(batch)
+        counted = count_targets(batch)
         with mx.stream(self.stream):
             packing = Packing(mx.array(batch.segments), mx.array(batch.positions))
             keys = None
@@ -204,7 +172,7 @@ class OffloadedModel(TrainModel):
                 bias, moes = None if biases is None else biases[moes], moes + 1
             rest = packing, Trained(mine, keys), bias
             if moe is not None and isinstance(moe.experts, OffloadedExperts):
-                attention, keep = layer._attention, not self._checkpointing
+                attention, keep = layer.attention, not self._checkpointing
                 steps.append(DividedStep(attention, moe, moe.experts, keep, *rest))
             else:
                 steps.append(WholeStep(layer, moe is not None and moe.balanced, *rest))

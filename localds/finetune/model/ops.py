@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from localds.finetune.config import AdapterConfig
     from localds.finetune.model.feed_forward import Experts
     from localds.finetune.model.frozen import Frozen
+    from localds.finetune.model.offloaded_adapters import NewAdapter
     from localds.gguf import Tensor
     from localds.ops import GqaShape, GqaWeights, MlaShape, MlaWeights, MoeWeights, Router
     from localds.ops.mlx.backend import Backend
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from localds.ops.mlx.matrix import Matrix
     from localds.ops.mlx.ops import MlxEmbedding
 
-    Split = Callable[[MoeWeights, Router], Experts | None]
+    Split = Callable[[MoeWeights, Router, NewAdapter], Experts | None]
     """The experts of the next layer where not all lie on the device, else None."""
 
 
@@ -130,13 +131,11 @@ class TrainOps:
         return self.ffn(FfnWeights(w.norm, w.shared_gate, up, down), eps).layer
 
     def _elsewhere(self, w: MoeWeights, router: Router) -> Experts | None:
-        experts = None if self._split is None else self._split(w, router)
-        if experts is not None and EXPERTS in self._config.targets:
-            raise ValueError(
-                "targets: experts are trained only where all of them lie on the device; "
-                "leave out experts, or give more VRAM"
-            )
-        return experts
+        if self._split is None:
+            return None
+        return self._split(
+            w, router, lambda name, shape, squares: self._adapter(name, shape, EXPERTS, squares)
+        )
 
     def _experts(self, w: MoeWeights, router: Router, eps: float) -> ResidentExperts:
         routed = replace(w, shared_gate=None, shared_up=None, shared_down=None)

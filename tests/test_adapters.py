@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -232,6 +233,8 @@ def test_chat_answers_differently(
             capture_output=True,
             check=False,
             stdin=subprocess.DEVNULL,
+            # What is used last is remembered there.
+            env=os.environ | {"XDG_STATE_HOME": str(tmp_path / "state")},
         )
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode(errors="replace")

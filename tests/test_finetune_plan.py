@@ -54,6 +54,7 @@ def test_v2_lite_as_a_whole_on_24_gib() -> None:
 
 
 def test_v3_on_24_gib_beside_512_gb() -> None:
+    pytest.importorskip("mlx.core", reason="needs MLX: pip install 'mlx[cpu]'")
     from localds.finetune.building import host_placement
 
     gguf, budget = v3(), 24 * GIB

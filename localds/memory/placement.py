@@ -186,5 +186,6 @@ def _what_would_fit(plan: Plan, budget: int, least_pool: int | None) -> str:
         return text + f"a context of {tokens} tokens would fit (--context {tokens})"
     least = format_size(weights + plan.runtime + plan.cache_per_token)
     if not plan.cache:
-        return text + "give more with --ram, or leave more experts to the GPU"
+        other = "" if least_pool is None else ", or leave more experts to the GPU"
+        return f"{text}give more with --ram{other}"
     return text + f"at least {least} are needed; use a smaller quantization or a smaller model"

@@ -110,6 +110,8 @@ def test_some_experts_only(tmp_path: Path) -> None:
         ({"lora_alpha": "many"}, "lora_alpha is 'many'"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"lora_alpha": 0}, "alpha is 0"),
+        ({"lora_alpha": 10**400}, "too large"),
+        ({"lora_alpha": 1e-323, "r": 64}, "too small"),
         ({"use_dora": "yes"}, "use_dora is 'yes'"),
         ({"use_dora": True}, "needs .'a', 'b', 'm'."),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from localds.adapters.adapter import AdapterError
-from localds.adapters.names import ATTENTION, DOWN, GATE, ROUTER_NAME, UP, split_name
+from localds.adapters.names import ATTENTION, DOWN, FUSED, GATE, ROUTER_NAME, UP, split_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,7 +87,7 @@ class Base:
 
     def is_fused(self, layer: int) -> bool:
         """Whether a layer's experts have gate and up in one tensor."""
-        return f"blk.{layer}.ffn_gate_up_exps.weight" in self.shapes
+        return f"blk.{layer}.{FUSED}.weight" in self.shapes
 
     def check(self, tree: Tree, where: str) -> None:
         """Raise `AdapterError` unless every pair fits this model and is finite."""
@@ -135,7 +135,7 @@ class Base:
             rank = _stack(self.shapes[f"blk.{layer}.attn_k_b.weight"])[1]
             return Matrix(heads * (keys + values), rank)
         if kind in (GATE, UP) and self.is_fused(layer):
-            experts, rows, columns = _stack(self.shapes[f"blk.{layer}.ffn_gate_up_exps.weight"])
+            experts, rows, columns = _stack(self.shapes[f"blk.{layer}.{FUSED}.weight"])
             return Matrix(rows // 2, columns, experts)
         if shape is None:
             return None

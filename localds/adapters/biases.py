@@ -34,7 +34,7 @@ def read_biases(folder: Path, base: Base) -> dict[str, Floats]:
     path = folder / BIASES_FILE
     if not path.exists():
         return {}
-    stored = read_header(path)[0]
+    stored = read_header(path)
     for name, entry in stored.items():
         _check_place(base, name, entry.shape, str(path))
     biases = {name: entry.read() for name, entry in stored.items()}

@@ -12,7 +12,7 @@ import numpy as np
 from localds import _native
 from localds.adapters.adapter import Adapter, AdapterError
 from localds.adapters.layout import fuse, unfuse
-from localds.adapters.names import GATE, UP, split_name, targets_of
+from localds.adapters.names import FUSED, GATE, UP, split_name, targets_of
 from localds.finetune.config import AdapterConfig
 from localds.gguf import GGUFError, GGUFFile
 from localds.gguf.write import write_gguf
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from localds.gguf import Tensor
     from localds.gguf.write import WritableValue
 
-FUSED = "ffn_gate_up_exps"
 # llama.cpp computes these with plain products, past the adapters.
 _INERT = {"deepseek2": ("attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b")}
 _TENSOR = re.compile(r"(blk\.\d{1,4}\.\w+)\.weight\.lora_([ab])")
@@ -116,9 +115,10 @@ def _as_in_file(tree: Tree, base: Base) -> Tree:
     for name, pair in tree.items():
         layer, kind = split_name(name)
         if kind in (GATE, UP) and base.is_fused(layer):
-            rows = base.matrices[name].rows
-            names = (f"blk.{layer}.{GATE}", f"blk.{layer}.{UP}")
-            found[f"blk.{layer}.{FUSED}"] = fuse(tree.get(names[0]), tree.get(names[1]), rows)
+            fused = f"blk.{layer}.{FUSED}"
+            if fused not in found:
+                gate, up = (tree.get(f"blk.{layer}.{half}") for half in (GATE, UP))
+                found[fused] = fuse(gate, up, base.matrices[name].rows)
         else:
             found[name] = pair
     return found

@@ -8,8 +8,7 @@ import numpy as np
 
 from localds.adapters.adapter import AdapterError
 from localds.adapters.biases import BiasPatch, check_biases
-from localds.adapters.gguf_file import FUSED
-from localds.adapters.names import GATE, UP, split_name
+from localds.adapters.names import FUSED, GATE, UP, split_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -29,6 +29,7 @@ ATTENTION: Mapping[str, Mapping[str, str]] = {
 """Projections of attention by architecture: the names in a file, and those in a checkpoint."""
 
 GATE, UP, DOWN = "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"
+FUSED = "ffn_gate_up_exps"
 EXPERT_NAMES: Mapping[str, Mapping[str, str]] = {
     "deepseek2": {GATE: "gate_proj", UP: "up_proj", DOWN: "down_proj"},
     "llama": {GATE: "w1", UP: "w3", DOWN: "w2"},

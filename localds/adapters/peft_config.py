@@ -85,7 +85,7 @@ def read_config(folder: Path) -> PeftConfig:
         raise AdapterError(f"{path}: it holds no object")
     try:
         return _read(values)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise AdapterError(f"{path}: {error}") from None
 
 
@@ -108,7 +108,8 @@ def _read(values: dict[str, Any]) -> PeftConfig:
             for key, alpha in _mapping(values, "alpha_pattern").items()
         },
     )
-    config.adapter_config(("q_proj",))
+    if not config.adapter_config(("q_proj",)).scale:
+        raise ValueError(f"lora_alpha is {config.alpha}, too small for rank {config.rank}")
     return config
 
 

@@ -87,7 +87,7 @@ class _Reader:
     def modules(self, path: Path) -> dict[tuple[int, str], tuple[str, Parts]]:
         """The parts of each module of a file, by layer and name, with the module's full name."""
         found: dict[tuple[int, str], tuple[str, Parts]] = {}
-        for key, stored in read_header(path)[0].items():
+        for key, stored in read_header(path).items():
             match = _KEY.fullmatch(key)
             if match is None:
                 raise AdapterError(
@@ -162,6 +162,8 @@ class _Reader:
                 f"{self._where}: it adapts {path}, and {self._base.name} has {matrix.experts} "
                 "experts; it belongs to another model"
             )
+        if index in self._single[name]:
+            raise AdapterError(f"{self._where}: {path} is adapted twice")
         self._single[name][index] = self._read((path,), parts, matrix.rows, matrix.columns)
 
     def _add_stack(self, layer: int, path: str, parts: Parts) -> None:
@@ -170,7 +172,9 @@ class _Reader:
         gate = self._base.matrix(f"blk.{layer}.{GATE}", self._where)
         experts = down.experts or 1
         module = path.replace(".base_layer", "")
-        if parts["b"].shape[:1] == (2 * gate.rows,):
+        # Gate and up together may have as many rows as down.
+        of_down = parts["b"].shape[:1] == (down.rows,) and parts["a"].shape[1:] == (down.columns,)
+        if parts["b"].shape[:1] == (2 * gate.rows,) and not of_down:
             names = (module + ".gate_up_proj",)
             pair = self._read(names, parts, 2 * gate.rows, gate.columns, experts)
             for kind, half in zip((GATE, UP), unfuse(pair), strict=True):

@@ -52,8 +52,8 @@ class Stored:
             return values.astype(np.float32).reshape(self.shape)
 
 
-def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors of a file, and its metadata.
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of a file.
 
     Raises `AdapterError` for a header that is damaged, and for tensors that hold no floats.
     """
@@ -85,7 +85,7 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
             f"{path}: its tensors end at byte {end}, and it has {size}; it was cut short or "
             "damaged, copy it again"
         )
-    return tensors, metadata
+    return tensors
 
 
 def _stored(path: Path, name: str, entry: dict[str, Any], base: int) -> Stored:

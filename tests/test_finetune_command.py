@@ -94,6 +94,9 @@ def test_a_folder_with_a_run_is_refused(tiny_model: Path, data: Path, out: Path)
     other = run(*arguments, "--resume", "--rank", 8)
     assert other.exit_code == 1
     assert "was begun differently" in other.stderr
+    smaller = run(*arguments, "--resume", "--batch", 1)
+    assert smaller.exit_code == 1
+    assert "batch is 1, and the run was begun with 4 rows at once" in smaller.stderr
 
 
 def test_resume_without_a_run(tiny_model: Path, data: Path, out: Path) -> None:

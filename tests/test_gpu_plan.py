@@ -221,7 +221,7 @@ def test_no_experts_on_the_device() -> None:
     assert placement.slots == (0,) * 26
     assert placement.pool == 0
     assert not placement.resident
-    host = host_plan(plan, gguf, V2_LITE, placement)
+    host = host_plan(plan, gguf, V2_LITE, placement.slots, placement.staging)
     assert host.parts == {ROUTED: 26 * 64 * EXPERT}
     assert host.trunk == host.cache == 0
     assert host.runtime == plan.runtime + STAGING
@@ -233,7 +233,7 @@ def test_the_first_layers_without_experts() -> None:
     placement = on_gpu(gguf, V2_LITE, plan, gpu, n_cpu_moe=10)
     # The first block has no experts, so that nine layers of the ten have.
     assert placement.slots == (0,) * 9 + (64,) * 17
-    host = host_plan(plan, gguf, V2_LITE, placement)
+    host = host_plan(plan, gguf, V2_LITE, placement.slots, placement.staging)
     assert host.parts == {ROUTED: 9 * 64 * EXPERT}
     assert host.on_device == frozenset(range(10, 27))
     assert on_gpu(gguf, V2_LITE, plan, gpu, n_cpu_moe=0).resident

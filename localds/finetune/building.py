@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -12,10 +11,11 @@ from localds import models
 from localds.finetune.model import TrainModel
 from localds.finetune.model.offloaded_layers import OffloadedLayers
 from localds.finetune.model.offloaded_model import OffloadedModel
+from localds.memory.gpu_plan import host_plan
 from localds.memory.machine import budget_for
 from localds.memory.offload import Offload
-from localds.memory.placement import place, routed_tensors
-from localds.memory.plan import ROUTED, make_plan
+from localds.memory.placement import place
+from localds.memory.plan import make_plan
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -114,17 +114,7 @@ def host_placement(
 
     Of memory that the device shares, what the plan takes is gone.
     """
-    layers = routed_tensors(gguf, geometry)
-    whole = {block for block, n in zip(layers, plan.slots, strict=True) if n == plan.experts}
-    routed = sum(t.nbytes for block in layers if block not in whole for t in layers[block])
-    base = make_plan(gguf, geometry, 1)
-    host = replace(
-        base,
-        parts={ROUTED: routed},
-        cache_per_token=0,
-        runtime=base.runtime + plan.staging,
-        on_device=frozenset(whole),
-    )
+    host = host_plan(make_plan(gguf, geometry, 1), gguf, geometry, plan.slots, plan.staging)
     budget = budget_for(ram)
     if budget is not None and plan.unified:
         budget -= plan.total

@@ -70,7 +70,9 @@ def write_results(
         )
     file = folder / GGUF_FILE
     written = None
-    if as_gguf:
+    if not as_gguf:
+        file.unlink(missing_ok=True)  # of a run that was resumed with other options
+    else:
         try:
             write_gguf_adapter(file, adapter, base)
             written = file

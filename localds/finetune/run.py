@@ -23,6 +23,7 @@ from localds.finetune.data import Encoder, Stage
 from localds.finetune.data.batch import padded
 from localds.finetune.device import device_budget, find_device
 from localds.finetune.loop import Trainer, TrainingError, read_params
+from localds.finetune.loop.checkpoints import checkpoints
 from localds.finetune.options import Options
 from localds.finetune.plan import Wanted, plan_training
 from localds.finetune.results import write_results
@@ -207,7 +208,7 @@ def _check_output(output: Path, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise TrainingError(f"{output} is a file; give the name of a folder")
     training = output / TRAINING
-    has_run = any(training.glob("step-*.safetensors")) if training.is_dir() else False
+    has_run = bool(checkpoints(training))
     if resume and not has_run:
         raise TrainingError(f"resume: {output} holds no run; begin without resume")
     if not resume and (has_run or (output / "adapter_config.json").exists()):
@@ -252,6 +253,12 @@ def _plan(
     )
     if resumed is not None:
         wanted = replace(wanted, **_read_plan(resumed / TRAINING / _PLAN_FILE))
+        rows = wanted.rows or 0
+        if rows < 1 or options.batch % rows:
+            raise TrainingError(
+                f"resume: batch is {options.batch}, and the run was begun with {rows} rows at "
+                "once; give the batch that was given then, or train into another folder"
+            )
     budget = device_budget(gpu, options.vram, options.ram)
     backend, _ = open_gpu(gpu)
     return plan_training(gguf, geometry, gpu, budget, wanted, device_bytes=backend.device_bytes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from localds.adapters import Base, targets_of
+from localds.finetune.limits import BLOCK, KEPT_BYTES, LOGIT_BYTES, SCORE_BYTES, SLICE_BYTES, SMALL
 from localds.memory.gpu_sizes import device_sizes
 from localds.memory.placement import routed_tensors
 
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
 
 FLOAT = 4
 _MIB = 1 << 20
-
-# The same figures as in model/: `attend.SCORE_BYTES`, `head.LOGIT_BYTES`, `matrices.SLICE_BYTES`,
-# `slices.KEPT_BYTES`.
-# They are here as well because importing that room imports MLX; a test compares them.
-SCORE_BYTES = 128 * _MIB
-LOGIT_BYTES = 128 * _MIB
-SLICE_BYTES = 256 * _MIB
-KEPT_BYTES = 512 * _MIB
 
 # How often a block of scores, of logits, and a matrix that is written out are there at once.
 _SCORE_COPIES = 4
@@ -42,10 +35,7 @@ STAGING_BYTES = 512 * _MIB
 """What experts on their way to the device may take, unless one alone takes more."""
 _EXPERT_MATRICES = 3
 
-SMALL = 4096
-"""Tensors of fewer values have their moments in float32 always: `optimizer.SMALL`."""
-_BLOCK = 256
-_BLOCK_BYTES = 2 * (_BLOCK + FLOAT)  # both moments, each with the largest value of its block
+_BLOCK_BYTES = 2 * (BLOCK + FLOAT)  # both moments, each with the largest value of its block
 _UPDATE_COPIES = 8  # of the largest tensor, while the optimizer changes it
 
 
@@ -157,11 +147,6 @@ class TrainSizes:
         """Bytes of what is trained."""
         return FLOAT * sum(self.leaves)
 
-    @property
-    def experts(self) -> int:
-        """Bytes of all routed experts on the device."""
-        return self.device.experts * sum(self.device.expert_bytes)
-
     def gradients(self, accumulation: int) -> int:
         """Bytes of gradients: of one micro-batch, and where there are several, their sum."""
         return self.adapters * (1 if accumulation == 1 else 2)
@@ -171,7 +156,7 @@ class TrainSizes:
         if optimizer == "adamw":
             return 2 * self.adapters
         return sum(
-            2 * FLOAT * size if size < SMALL else math.ceil(size / _BLOCK) * _BLOCK_BYTES
+            2 * FLOAT * size if size < SMALL else math.ceil(size / BLOCK) * _BLOCK_BYTES
             for size in self.leaves
         )
 

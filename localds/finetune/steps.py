@@ -31,17 +31,15 @@ class StepBatches:
         epochs: float,
         steps: int | None,
     ) -> None:
-        def batches(epochs: float, steps: int | None) -> Batches:
-            return Batches(examples, stages, seed=seed, packing=packing, epochs=epochs, steps=steps)
-
-        self.steps_per_epoch = math.ceil(len(batches(1, None)) / accumulation)
+        self._batches = Batches(examples, stages, seed=seed, packing=packing)
+        self.steps_per_epoch = math.ceil(len(self._batches) / accumulation)
         if steps is None:
-            steps = math.ceil(len(batches(epochs, None)) / accumulation)
+            steps = math.ceil(self._batches.count_steps(epochs) / accumulation)
+        self._batches.steps = steps * accumulation
         self.steps = steps
         self.fingerprint = _fingerprint(examples, stages, accumulation, seed, packing)
         self._stages = tuple(stages)
         self._accumulation = accumulation
-        self._batches = batches(1, steps * accumulation)
 
     def batch(self, step: int, micro: int) -> Batch:
         """Micro-batch `micro` of a step."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from localds.finetune.config import EXPERTS, ROUTER
-from localds.finetune.model import updated_biases
+from localds.finetune.model import Balance, updated_biases
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from localds.finetune.config import AdapterConfig
     from localds.finetune.loop import Batch, Params
-    from localds.finetune.model import Balance, TrainModel
+    from localds.finetune.model import TrainModel
 
     Loss = tuple[mx.array, float, Balance]
 
@@ -65,8 +65,7 @@ class Trainee:
         if self._biases is not None:
             self._biases = updated_biases(self._biases, loads)
             mx.eval(self._biases)
-        shares = loads / mx.maximum(loads.sum(axis=-1, keepdims=True), 1)
-        uneven = shares.max(axis=-1) * loads.shape[-1]
+        uneven = Balance(loads, balances[0].loss).unevenness()
         loss = sum(float(balance.loss) for balance in balances) / len(balances)
         report = {"unevenness": float(uneven.max())}
         return report | ({"loss": loss} if loss else {})

@@ -165,7 +165,9 @@ def place_on_gpu(
     )
 
 
-def host_plan(plan: Plan, gguf: GGUFFile, geometry: Geometry, placement: GpuPlacement) -> Plan:
+def host_plan(
+    plan: Plan, gguf: GGUFFile, geometry: Geometry, slots: tuple[int, ...], staging: int
+) -> Plan:
     """What is left for RAM and disk: experts of layers that are not wholly on the device.
 
     All of a layer's, since those on the device change with what is used. What is on its way to the
@@ -173,16 +175,14 @@ def host_plan(plan: Plan, gguf: GGUFFile, geometry: Geometry, placement: GpuPlac
     """
     layers = routed_tensors(gguf, geometry)
     on_device = {
-        block
-        for block, count in zip(layers, placement.slots, strict=True)
-        if count == placement.experts
+        block for block, count in zip(layers, slots, strict=True) if count == geometry.experts
     }
     routed = sum(t.nbytes for block in layers if block not in on_device for t in layers[block])
     return replace(
         plan,
         parts={ROUTED: routed} if routed else {},
         cache_per_token=0,
-        runtime=plan.runtime + placement.staging,
+        runtime=plan.runtime + staging,
         on_device=frozenset(on_device),
     )
 
@@ -202,7 +202,7 @@ def place_beside_gpu(
     their way: others would take the place of some that the GPU has at hand. With `pooled`, experts
     lie in a pool even where all of them fit. Raises `BudgetError` where not even these fit.
     """
-    host = host_plan(plan, gguf, geometry, placement)
+    host = host_plan(plan, gguf, geometry, placement.slots, placement.staging)
     if not placement.unified:
         return place(gguf, geometry, host, ram, pooled=pooled)
     left = None if ram is None else ram - placement.total

@@ -36,10 +36,10 @@ class Batches:
     micro-batch of an epoch may have fewer rows. Without `packing` a row has one example, and a
     batch is as wide as its longest needs.
 
-    `len` is the number of micro-batches: `steps`, or as many as make `epochs` passes, all stages
-    together (a pass in a stage of a third of the steps counts as its part). Indexing beyond it goes
-    on with the last stage. Raises `ValueError` where no example fits into a stage, or one is longer
-    than the last stage's rows.
+    `len` is the number of micro-batches: `steps`, which may be set, or as many as make `epochs`
+    passes, all stages together (a pass in a stage of a third of the steps counts as its part).
+    Indexing beyond it goes on with the last stage. Raises `ValueError` where no example fits into a
+    stage, or one is longer than the last stage's rows.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Batches:
             _Passes(examples, stage, seed, number, packing, last=stage is stages[-1])
             for number, stage in enumerate(stages)
         ]
-        self._steps = self._count_steps(epochs) if steps is None else steps
+        self.steps = self.count_steps(epochs) if steps is None else steps
 
     def __len__(self) -> int:
-        return self._steps
+        return self.steps
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[step] for step in range(len(self)))
@@ -85,7 +85,7 @@ class Batches:
 
     def start_of(self, stage: int) -> int:
         """The first step of a stage."""
-        return self._steps * stage // len(self._passes)
+        return self.steps * stage // len(self._passes)
 
     def _locate(self, step: int) -> tuple[int, int]:
         if step < 0:
@@ -94,7 +94,8 @@ class Batches:
         number = next((s for s in range(last) if step < self.start_of(s + 1)), last)
         return number, step - self.start_of(number)
 
-    def _count_steps(self, epochs: float) -> int:
+    def count_steps(self, epochs: float) -> int:
+        """Micro-batches of so many epochs."""
         if len(self._passes) == 1:
             return self._passes[0].count_steps(epochs)
         # In each stage a step is a part of a pass; their sum over all stages is to be `epochs`.

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from localds.finetune.limits import BLOCK
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BLOCK = 256
 _DECADES = 7
 
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 from mlx.optimizers import Adam
 
+from localds.finetune.limits import SMALL
 from localds.finetune.loop.dynamic_map import dequantize, quantize
 
 if TYPE_CHECKING:
     from localds.finetune.loop.protocols import Params
     from localds.finetune.loop.settings import TrainSettings
 
-SMALL = 4096
-"""Tensors of fewer values keep their moments in float32."""
 
 Moments = dict[str, mx.array]
 _DECAYED = ("a", "b")

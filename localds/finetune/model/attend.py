@@ -10,10 +10,8 @@ from functools import partial
 
 import mlx.core as mx
 
+from localds.finetune.limits import SCORE_BYTES
 from localds.finetune.model.gradients import with_vjp
-
-SCORE_BYTES = 128 << 20
-"""What the scores of one block of queries take."""
 
 
 def attend(q: mx.array, k: mx.array, v: mx.array, segments: mx.array) -> mx.array:

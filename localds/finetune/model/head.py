@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from localds.finetune.limits import LOGIT_BYTES
 from localds.finetune.model.gradients import with_vjp
 from localds.finetune.model.matrices import rows_of, times, transposed
 
 if TYPE_CHECKING:
     from localds.ops.mlx.matrix import Matrix
-
-LOGIT_BYTES = 128 << 20
-"""What the logits of tokens that are computed at once take."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from localds.finetune.limits import SLICE_BYTES
 from localds.ops.mlx.blocks import dequantize
 from localds.ops.mlx.cuda.matrix import CudaMatrix
 from localds.ops.mlx.matrix import BlockMatrix, PackedMatrix, PlainMatrix
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from localds.ops.mlx.matrix import Matrix
-
-SLICE_BYTES = 256 << 20
-"""Bytes of a matrix (not of a stack) that are written out at once."""
 
 
 def mapped(matrix: Matrix, change: Callable[[mx.array], mx.array]) -> Matrix:

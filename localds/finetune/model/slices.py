@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from localds.finetune.limits import KEPT_BYTES
 from localds.finetune.model.adapter import Trained
 from localds.finetune.model.gradients import with_vjp
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from localds.finetune.model.adapter import Parameters
 
     Function = Callable[[slice, Sequence[mx.array], Trained], mx.array]
-
-KEPT_BYTES = 512 << 20
-"""What may be kept for the gradient of the tokens that are computed at once."""
 
 
 def token_slices(n: int, token_bytes: int) -> list[slice]:

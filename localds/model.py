@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from localds import _native, models
-from localds.adapters import Applied, Base, apply, read_adapters
 from localds.catalog.resolve import find_model
 from localds.fingerprint import fingerprint
 from localds.gguf import GGUFFile
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from localds.adapters import Applied
     from localds.memory.experts import ExpertStore
     from localds.memory.placement import Placement
     from localds.memory.plan import Plan
@@ -84,14 +84,15 @@ class Model:
             self.offload = Offload(gguf, self.geometry, placement)
         if applied:
             applied.fill(on_progress)
-        usage = read_usage(gguf, self.geometry.moe_layers, self.geometry.experts)
+        whole = placement.resident if on_gpu is None else on_gpu.placement.resident
+        experts = self.geometry.moe_layers, self.geometry.experts
+        usage = None if whole else read_usage(gguf, *experts)
         if on_gpu is None:
             self.decoder: Decoder[Any] = models.build(gguf, CpuOps(experts=self.experts))
         else:
             self.decoder = on_gpu.build(self.experts, usage, on_progress)
-            usage = on_gpu.left_to_host(usage)
         if self.offload:
-            self.offload.start(usage)
+            self.offload.start(usage if on_gpu is None else on_gpu.left_to_host(usage))
 
     @property
     def experts(self) -> ExpertStore | None:
@@ -251,7 +252,11 @@ def load(
     geometry = models.read_geometry(gguf)
     check_context(context, geometry)
     # Before all plans, which count what lies in memory then.
-    applied = apply(gguf, read_adapters(adapters, Base.of(gguf))) if adapters else None
+    applied = None
+    if adapters:
+        from localds.adapters import Base, apply, read_adapters
+
+        applied = apply(gguf, read_adapters(adapters, Base.of(gguf)))
     plan = make_plan(gguf, geometry, context or DEFAULT_CONTEXT, cache_type, chunk)
     budget = budget_for(ram)
     _native.set_threads(threads or _native.default_threads())

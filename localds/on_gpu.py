@@ -111,7 +111,8 @@ class OnGpu:
         self._split: Split | None = None
         self._speeds = known_speeds(gpu, gguf.paths)
         self.placement: GpuPlacement = self._place()
-        if not self.placement.resident:
+        known = self._speeds
+        if not self.placement.resident and (known is None or known.disk_bytes_per_second is None):
             self._speeds = speeds_for(gpu, gguf.paths, on_note)
             self.placement = self._place()
 
@@ -186,8 +187,9 @@ class OnGpu:
 
     def left_to_host(self, usage: NDArray[np.uint32] | None) -> NDArray[np.uint32]:
         """Which experts a pool beside the GPU wants most, as uses: none of those that lie there."""
-        counts = np.ones(self.resident().shape, np.uint32) if usage is None else usage + 1
-        return np.where(self.resident(), 0, counts).astype(np.uint32)
+        resident = self.resident()
+        counts = np.ones(resident.shape, np.uint32) if usage is None else usage + 1
+        return np.where(resident, 0, counts).astype(np.uint32)
 
     def hits(self) -> tuple[int, int]:
         """Of the experts that tokens used, how many lay on the GPU, and how many there were."""

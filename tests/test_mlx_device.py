@@ -60,7 +60,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return versions[name]
 
         monkeypatch.setattr(mlx_install, "version", version)
-        monkeypatch.setattr(mlx_install, "nvidia_driver", lambda: driver)
+        monkeypatch.setattr(mlx_install, "cuda_version", lambda: driver and driver.cuda)
         monkeypatch.setattr(sys, "platform", "linux")
 
     return install

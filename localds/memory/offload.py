@@ -40,11 +40,6 @@ class Offload:
         # Also when nobody closes the model: a thread that goes on would keep the store.
         self.close = weakref.finalize(self, self._watch.stop)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Layers with experts, and experts of each."""
-        return self.store.layers, self.store.experts
-
     def start(self, usage: NDArray[np.uint32] | None) -> None:
         """Fill the pool in the background, by the uses counted in earlier runs."""
         self._usage = usage

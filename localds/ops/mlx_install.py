@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from localds.ops.nvidia import nvidia_driver
+from localds.ops.nvidia import cuda_version
 
 _LEAST, _BELOW = (0, 32, 4), (0, 33)
 BOUNDS = f">={'.'.join(map(str, _LEAST))},<{'.'.join(map(str, _BELOW))}"
@@ -54,7 +54,7 @@ def clash() -> str | None:
     builds = installed_builds()
     if len(builds) < 2:
         return None
-    wanted = _wanted_build() if nvidia_driver() else "mlx-cpu"
+    wanted = _wanted_build() if cuda_version() else "mlx-cpu"
     kept = next((build for build in builds if build.name == wanted), builds[-1])
     others = " ".join(build.name for build in builds if build is not kept)
     return (
@@ -65,8 +65,11 @@ def clash() -> str | None:
 
 def wrong_version() -> str | None:
     """What to tell a person whose MLX is not one that localds works with, otherwise None."""
-    found = next((package for package in installed() if package.name == "mlx"), None)
-    if found is None or _LEAST <= _numbers(found.version) < _BELOW:
+    try:
+        found = Package("mlx", version("mlx"))
+    except PackageNotFoundError:
+        return None
+    if _LEAST <= _numbers(found.version) < _BELOW:
         return None
     return f"{found} is installed, and localds works with mlx{BOUNDS}; {how_to_install()}"
 
@@ -107,11 +110,11 @@ def why_no_gpu() -> str:
             "the MLX that is installed computes on the CPU alone (mlx-cpu); for an NVIDIA card, "
             f"replace it: pip uninstall -y mlx-cpu && {how_to_install()}"
         )
-    driver = nvidia_driver()
-    if driver and driver.cuda < (13, 0) and builds[0].name == "mlx-cuda-13":
+    cuda = cuda_version()
+    if cuda and cuda < (13, 0) and builds[0].name == "mlx-cuda-13":
         return (
             f"{builds[0]} is too new for NVIDIA's driver, which is made for CUDA "
-            f"{driver.cuda[0]}.{driver.cuda[1]}; update the driver, or: pip uninstall -y "
+            f"{cuda[0]}.{cuda[1]}; update the driver, or: pip uninstall -y "
             f"{builds[0].name} && {how_to_install()}"
         )
     return f"{builds[0]} finds no GPU; see whether `nvidia-smi` lists one"
@@ -125,8 +128,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _wanted_build() -> str:
     """The build for NVIDIA's driver here, or for a current one."""
-    driver = nvidia_driver()
-    return "mlx-cuda-12" if driver and driver.cuda < (13, 0) else "mlx-cuda-13"
+    cuda = cuda_version()
+    return "mlx-cuda-12" if cuda and cuda < (13, 0) else "mlx-cuda-13"
 
 
 def _reinstall(build: Package) -> str:

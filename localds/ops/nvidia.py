@@ -22,18 +22,32 @@ def nvidia_driver() -> Driver | None:
 
     CUDA_VISIBLE_DEVICES hides cards from it, as from every CUDA program.
     """
+    opened = _open()
+    if opened is None:
+        return None
+    library, cuda = opened
+    count, devices = ctypes.c_int(), []
+    # Fails where no card is visible, and after an update of the driver until the next start.
+    if not library.cuInit(0) and not library.cuDeviceGetCount(ctypes.byref(count)):
+        devices = [_device_name(library, index) for index in range(count.value)]
+    return Driver(cuda, tuple(devices))
+
+
+def cuda_version() -> tuple[int, int] | None:
+    """The CUDA version that the driver is made for, None without one. Wakes no card."""
+    opened = _open()
+    return None if opened is None else opened[1]
+
+
+def _open() -> tuple[ctypes.CDLL, tuple[int, int]] | None:
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError:
         return None
-    version, count = ctypes.c_int(), ctypes.c_int()
+    version = ctypes.c_int()
     if library.cuDriverGetVersion(ctypes.byref(version)):
         return None
-    devices = []
-    # Fails where no card is visible, and after an update of the driver until the next start.
-    if not library.cuInit(0) and not library.cuDeviceGetCount(ctypes.byref(count)):
-        devices = [_device_name(library, index) for index in range(count.value)]
-    return Driver((version.value // 1000, version.value % 1000 // 10), tuple(devices))
+    return library, (version.value // 1000, version.value % 1000 // 10)
 
 
 def _device_name(library: ctypes.CDLL, index: int) -> str:

@@ -85,13 +85,13 @@ def _places(
 ) -> dict[str, Any]:
     """What lies where, as `localds.load` would do it; raises `BudgetError`."""
     from localds.memory.plan import BudgetError
-    from localds.on_gpu import GpuOptions
+    from localds.ops.mlx_device import GpuError
 
     if gpu is not None:
         try:
             return _on_gpu(gguf, geometry, plan, gpu, options, cache_type, ram)
-        except BudgetError as error:
-            if device == "gpu" or options != GpuOptions():
+        except (BudgetError, GpuError) as error:
+            if device == "gpu" or options.given():
                 raise
             say(f"localds: computing on the CPU: {error}")
     return _on_cpu(gguf, geometry, plan, ram)

@@ -35,10 +35,13 @@ def build_decoder(
     `ReadError` where the disk fails.
     """
     geometry = models.read_geometry(gguf)
-    count = _counter(gguf, _file_bytes(gguf, geometry, split), on_progress)
+    total = _file_bytes(gguf, geometry, split)
+    count = _counter(gguf, total, on_progress)
     with computing(stream):
         built = models.build(gguf, MlxOps(backend, split, count))
         mx.clear_cache()  # what loading took apart
+    if on_progress:
+        on_progress(total, total)  # vectors were not counted
     return MlxDecoder(built.geometry, built.embedding, built.layers, built.head, stream)
 
 

@@ -83,6 +83,7 @@ class MlxDecoder(Decoder[mx.array]):
             x = self._run_layers(ids, rows)
             mx.eval(x)
             rows.extend_computed(len(ids))
+            self._count(0)
         return x
 
     def tokens(
@@ -115,8 +116,6 @@ class MlxDecoder(Decoder[mx.array]):
         """
         cache.reserve(1)
         cache.upload()
-        for layer in cache.device:
-            layer.reserve(cache.length + 1)
         x: mx.array = ids
         past = mx.array([cache.length], mx.int32)
         for graph in self._graphs(cache):

@@ -179,6 +179,7 @@ class MlxOps:
         choose = self._backend.router(
             router, _float_matrix(w.router, (hidden, router.n_experts)), bias
         )
+        self._on_loaded(w.router, w.router.nbytes)
         tensors = _expert_tensors(w, hidden, router.n_experts)
         if self._split is not None and self._split.next_slots() < router.n_experts:
             layer = self._split.layer(
@@ -260,7 +261,9 @@ class MlxOps:
         kind = mx.float32 if kv_b.type is GGMLType.F32 else mx.float16
         k_b = mx.contiguous(keys.astype(kind))
         mx.eval(k_b)
-        return PlainMatrix(k_b), self._backend.load(kv_b.type, rows[:, shape.nope :])
+        v_b = self._backend.load(kv_b.type, rows[:, shape.nope :])
+        self._on_loaded(kv_b, kv_b.nbytes)
+        return PlainMatrix(k_b), v_b
 
 
 def _expert_tensors(w: MoeWeights, hidden: int, experts: int) -> tuple[Tensor, ...]:

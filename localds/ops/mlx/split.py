@@ -94,13 +94,14 @@ class SplitMoe:
         if self.staging.adopt:
             self._adopt(chosen)
         slots = self.slots.of[chosen]
-        self.hits += int((slots >= 0).sum())
-        if self.slots.gated is not None and (slots >= 0).all():
+        hits = int(np.count_nonzero(slots >= 0))
+        self.hits += hits
+        if self.slots.gated is not None and hits == slots.size:
             ids = mx.array(slots.astype(np.uint32))
             return self.slots.gated.plus_chosen(out, routed.states, ids, routed.weights)
         if len(chosen) >= self.staging.stream_from:
             return out + self._staged(routed, chosen)
-        return self._beside_cpu(x, out, routed, chosen)
+        return self._beside_cpu(x, out, routed, chosen, slots)
 
     def uses(self) -> NDArray[np.uint64]:
         """Tokens sent to each expert since the layer was made, uint64 [experts]."""
@@ -126,28 +127,32 @@ class SplitMoe:
             leaving = self.hot.least(self.slots.experts, wanted)
             self._swap(list(zip(leaving, missing, strict=False)))
 
-    def _beside_cpu(self, x: mx.array, out: mx.array, routed: Routed, chosen: Ids) -> mx.array:
+    def _beside_cpu(
+        self, x: mx.array, out: mx.array, routed: Routed, chosen: Ids, slots: Ids
+    ) -> mx.array:
         """Experts in slots on the device, the others on the CPU at the same time."""
-        out = self._add_hits(out, routed, chosen)
+        weights = np.array(routed.weights)
+        out = self._add_hits(out, routed, slots, weights)
         mx.async_eval(out)  # type: ignore[no-untyped-call]
         self.staging.stager.settle()
         rest = np.zeros(x.shape, np.float32)
-        self.rest.add_rest(np.array(x), chosen, np.array(routed.weights), rest)
+        self.rest.add_rest(np.array(x), chosen, weights, rest)
         return out + mx.array(rest)
 
-    def _add_hits(self, out: mx.array, routed: Routed, chosen: Ids) -> mx.array:
+    def _add_hits(
+        self, out: mx.array, routed: Routed, slots: Ids, weights: NDArray[np.float32]
+    ) -> mx.array:
         """Out + the experts in slots. Each token's come first in a narrower table."""
-        slots = self.slots.of[chosen]
         missing = slots < 0
         width = int((~missing).sum(axis=1).max())
         if width == 0 or self.slots.gated is None:
             return out
         order = np.argsort(missing, axis=1, kind="stable")[:, :width]
-        rows = np.arange(len(chosen))[:, None]
-        weights = np.where(missing, 0, np.array(routed.weights))[rows, order]
+        rows = np.arange(len(slots))[:, None]
+        mine = np.where(missing, 0, weights)[rows, order]
         # Where a token has fewer, any slot does: its weight is 0.
         ids = np.where(missing, 0, slots)[rows, order].astype(np.uint32)
-        return self.slots.gated.plus_chosen(out, routed.states, mx.array(ids), mx.array(weights))
+        return self.slots.gated.plus_chosen(out, routed.states, mx.array(ids), mx.array(mine))
 
     def _staged(self, routed: Routed, chosen: Ids) -> mx.array:
         """The weighted sum of the experts, all computed on the device, [n, hidden]."""

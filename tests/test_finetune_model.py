@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from checkpoints import VARIANTS, VOCABULARY
+from checkpoints import VOCABULARY
 from derive_gguf import rewrite
-from test_golden import DERIVED, assert_close, convert_variant, derive, golden
+from test_golden import DERIVED, assert_close, ggufs, golden
 
 import localds
 from localds.finetune.config import TARGETS, AdapterConfig
@@ -52,16 +51,7 @@ class Packed:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """GGUF files by name, each made once."""
-    folder = tmp_path_factory.mktemp("finetune")
-
-    @cache
-    def make(name: str) -> Path:
-        if name in VARIANTS:
-            return convert_variant(name, folder)
-        variant, form = DERIVED[name]
-        return derive(variant, form, make(variant), folder / f"{name}.gguf")
-
-    return make
+    return ggufs(tmp_path_factory.mktemp("finetune"))
 
 
 def open_model(path: Path, config: AdapterConfig, **options: Any) -> TrainModel:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-from functools import cache, partial
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from checkpoints import VARIANTS
-from test_golden import DERIVED, convert_variant, derive
+from test_golden import ggufs
 
 from localds import models
 from localds.finetune.config import EXPERTS, TARGETS, AdapterConfig
@@ -47,16 +46,7 @@ FROZEN_EXPERTS = tuple(target for target in TARGETS if target != EXPERTS)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """GGUF files by name, each made once."""
-    folder = tmp_path_factory.mktemp("offloaded")
-
-    @cache
-    def make(name: str) -> Path:
-        if name in VARIANTS:
-            return convert_variant(name, folder)
-        variant, form = DERIVED[name]
-        return derive(variant, form, make(variant), folder / f"{name}.gguf")
-
-    return make
+    return ggufs(tmp_path_factory.mktemp("offloaded"))
 
 
 class Opener:
@@ -286,7 +276,6 @@ def synthetic(kind: GGMLType) -> Any:
 @pytest.mark.parametrize("kind", [GGMLType.F16, GGMLType.Q8_0, GGMLType.Q6_K])
 def test_memory_stays_within_slots_and_staging(kind: GGMLType, slots: int, piece: int) -> None:
     weights = synthetic(kind)
-    mx.set_default_device(mx.cpu)
     limit = mx.set_cache_limit(0)
     staging = piece * staged_bytes(host_of(weights, EXPERT_COUNT, None), PORTABLE)
     base = active()

@@ -68,10 +68,8 @@ def derive(name: str, form: str, source: Path, target: Path) -> Path:
     return extra_layer(source, target, config["num_hidden_layers"])
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """GGUF files by name, each made once."""
-    folder = tmp_path_factory.mktemp("golden")
+def ggufs(folder: Path) -> Callable[[str], Path]:
+    """GGUF files by name, variants and derived ones, each made once in `folder`."""
 
     @cache
     def make(name: str) -> Path:
@@ -81,6 +79,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return derive(variant, form, make(variant), folder / f"{name}.gguf")
 
     return make
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """GGUF files by name, each made once."""
+    return ggufs(tmp_path_factory.mktemp("golden"))
 
 
 def assert_close(logits: Logits, expected: Logits) -> None:

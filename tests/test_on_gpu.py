@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from test_golden import convert_variant
+from test_golden import ggufs
 from typer.testing import CliRunner
 
 import localds
@@ -54,15 +54,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("models")
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = convert_variant(name, folder)
-        return made[name]
-
-    return make
+    return ggufs(tmp_path_factory.mktemp("models"))
 
 
 def texts(model: Model, **options: Any) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from checkpoints import VARIANTS
 from derive_gguf import _copy_field, rewrite
 from divergence import mean_kl
 from layer_cases import EPS, HIDDEN, hidden_states, moe_tensors, moe_weights, rng
-from test_golden import DERIVED, assert_close, convert_variant, derive, golden
+from test_golden import DERIVED, assert_close, ggufs, golden
 
 import localds
 from localds.gguf import GGMLType, GGUFFile
@@ -66,16 +65,7 @@ def new_stream() -> Any:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """GGUF files by name, each made once."""
-    folder = tmp_path_factory.mktemp("mlx")
-
-    @cache
-    def make(name: str) -> Path:
-        if name in VARIANTS:
-            return convert_variant(name, folder)
-        variant, form = DERIVED[name]
-        return derive(variant, form, make(variant), folder / f"{name}.gguf")
-
-    return make
+    return ggufs(tmp_path_factory.mktemp("mlx"))
 
 
 def run(path: Path, ids: Sequence[int], steps: Sequence[int], cache_type: str = "f32") -> Floats:

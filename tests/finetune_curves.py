@@ -249,7 +249,7 @@ class CaseModel:
         self._case = case
         stream = mx.new_thread_unsafe_stream(mx.cpu)
         self.model = TrainModel(gguf, case.config, PORTABLE, stream, aux_alpha=case.aux_alpha)
-        self.loss = self.model.loss
+        self.value_and_grad = self.model.value_and_grad
         self.evaluate = self.model.evaluate
 
     def init(self, seed: int) -> Any:  # noqa: ARG002

@@ -108,5 +108,8 @@ class FakeModel:
         balance = {"load": (losses > 0).sum()}
         return losses.sum() * self.on_loss(self.calls), mx.array(batch.weights).sum(), balance
 
+    def value_and_grad(self, params: Params, batch: Any, dropout_key: mx.array | None) -> Any:
+        return mx.value_and_grad(lambda params: self.loss(params, batch, dropout_key))(params)
+
     def evaluate(self, params: Params, batch: Any) -> tuple[mx.array, mx.array, Any]:
         return self.loss(params, batch)

@@ -86,7 +86,7 @@ class Build:
             store=self._store(stack),
         )
         stack.callback(experts.close)
-        return OffloadedModel(
+        model = OffloadedModel(
             self._gguf,
             self._options.adapter,
             self._backend,
@@ -94,6 +94,8 @@ class Build:
             experts,
             checkpointing=self._plan.checkpointing,
         )
+        stack.callback(model.close)
+        return model
 
     def _store(self, stack: ExitStack) -> ExpertStore | None:
         """Where experts are read from; None for the file's map, if RAM holds all of them."""

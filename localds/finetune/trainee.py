@@ -49,9 +49,11 @@ class Trainee:
         """The parameters before the first step."""
         return self._model.init(seed)
 
-    def loss(self, params: Params, batch: Batch, dropout_key: mx.array | None) -> Loss:
-        """See `TrainModel.loss`."""
-        return self._model.loss(params, batch, dropout_key, self._biases)
+    def value_and_grad(
+        self, params: Params, batch: Batch, dropout_key: mx.array | None
+    ) -> tuple[Loss, Params]:
+        """See `TrainModel.value_and_grad`."""
+        return self._model.value_and_grad(params, batch, dropout_key, self._biases)
 
     def evaluate(self, params: Params, batch: Batch) -> Loss:
         """See `TrainModel.evaluate`."""

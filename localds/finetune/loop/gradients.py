@@ -57,11 +57,7 @@ def step_gradients(
     for micro in range(micros):
         batch = batches.batch(step, micro)
         key = dropout_key(seed, step, micro)
-
-        def loss(params: Params, batch: Any = batch, key: mx.array = key) -> Any:
-            return model.loss(params, batch, key)
-
-        (loss_sum, counted, balance), gradients = mx.value_and_grad(loss)(params)
+        (loss_sum, counted, balance), gradients = model.value_and_grad(params, batch, key)
         if micro:
             gradients = tree_map(mx.add, sums.gradients, gradients)
         sums.gradients = gradients

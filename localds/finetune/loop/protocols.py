@@ -77,17 +77,17 @@ class Model(Protocol):
     def init(self, seed: int) -> Params:
         """The parameters before the first step."""
 
-    def loss(
+    def value_and_grad(
         self, params: Params, batch: Batch, dropout_key: mx.array | None, /
-    ) -> tuple[mx.array, mx.array | float, Any]:
-        """What is differentiated, the number of tokens counted, and the router's balance.
+    ) -> tuple[tuple[mx.array, mx.array | float, Any], Params]:
+        """The loss, the number of tokens counted, the router's balance; and the loss's gradient.
 
         The first is a sum over the counted tokens. The balance is anything; arrays in it, in
         dataclasses and containers too, are evaluated with the loss.
         """
 
     def evaluate(self, params: Params, batch: Batch, /) -> tuple[mx.array, mx.array | float, Any]:
-        """As `loss`, but the first is the cross-entropy alone, and nothing drops out."""
+        """The loss as cross-entropy alone, with nothing dropped out, and no gradient."""
 
 
 @runtime_checkable

@@ -269,7 +269,9 @@ def synthetic(kind: GGMLType) -> Any:
         )
 
     gate, up = (tensor(name, HIDDEN, WIDTH) for name in ("gate", "up"))
-    return SimpleNamespace(gate=gate, up=up, down=tensor("down", WIDTH, HIDDEN), gate_up=None)
+    norm = SimpleNamespace(name="norm", shape=(HIDDEN,))
+    down = tensor("down", WIDTH, HIDDEN)
+    return SimpleNamespace(norm=norm, gate=gate, up=up, down=down, gate_up=None)
 
 
 @pytest.mark.parametrize(("slots", "piece"), [(0, 1), (6, 2)])

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from localds import __version__
@@ -86,7 +86,17 @@ def _choose(name: str, files: Iterable[str], pattern: str | None) -> list[str]:
 
 
 def _check_room(listing: Listing, names: Iterable[str]) -> None:
-    needed = sum(listing.siblings[name].size or 0 for name in names)
+    missing = [
+        name
+        for name in names
+        if not isinstance(
+            try_to_load_from_cache(
+                listing.repository, name, revision=listing.commit, repo_type="dataset"
+            ),
+            str,
+        )
+    ]
+    needed = sum(listing.siblings[name].size or 0 for name in missing)
     short = cache.shortage(needed)
     if short:
         raise HubError(f"{listing.repository}: {short}")

@@ -9,7 +9,9 @@ import numpy as np
 
 from localds.finetune.model.matrices import written
 from localds.ops.mlx.matrix import PackedMatrix, PlainMatrix
+from localds.ops.mlx.ops import expert_tensors
 from localds.ops.mlx.staging import HostExperts
+from localds.ops.tensors import vector_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,8 +54,7 @@ class ApartExperts(HostExperts):
 
 def host_of(weights: MoeWeights, experts: int, store: ExpertStore | None) -> ApartExperts:
     """Where the experts of a layer lie: in the file's map, or with a `store`, there."""
-    gates = (weights.gate, weights.up) if weights.gate_up is None else (weights.gate_up,)
-    tensors = tuple(tensor for tensor in (*gates, weights.down) if tensor is not None)
+    tensors = expert_tensors(weights, vector_width(weights.norm), experts)
     if store is None:
         return ApartExperts(tensors, experts)
     return ApartExperts(tensors, experts, store, store.number(weights))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -15,9 +14,9 @@ from localds.finetune.model.frozen import FrozenHeads, FrozenMatrix, FrozenStack
 from localds.finetune.model.head import TrainHead
 from localds.finetune.model.matrices import flattened, mapped, rows_of
 from localds.ops import FfnWeights, Gating
-from localds.ops.mlx.matrix import PLAIN, PlainMatrix, plain_array
-from localds.ops.mlx.ops import MlxOps
-from localds.ops.tensors import check_shape, present, read_vector, row_stride, vector_width
+from localds.ops.mlx.matrix import PlainMatrix
+from localds.ops.mlx.ops import MlxOps, float_matrix
+from localds.ops.tensors import present, read_vector, vector_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from localds.gguf import Tensor
     from localds.ops import GqaShape, GqaWeights, MlaShape, MlaWeights, MoeWeights, Router
     from localds.ops.mlx.backend import Backend
-    from localds.ops.mlx.feed_forward import MlxMoe
     from localds.ops.mlx.matrix import Matrix
     from localds.ops.mlx.ops import MlxEmbedding
 
@@ -103,7 +101,7 @@ class TrainOps:
         """Prepare a mixture-of-experts layer."""
         w, experts = weights, router.n_experts
         hidden = vector_width(w.norm)
-        chooser = PlainMatrix(_plain_matrix(w.router, (hidden, experts)))
+        chooser = PlainMatrix(float_matrix(w.router, (hidden, experts)))
         targets = self._config.targets
         return TrainMoe(
             norm=mx.array(read_vector(w.norm, hidden)),
@@ -111,7 +109,7 @@ class TrainOps:
             router=router,
             logits=self._linear(chooser, w.router, ROUTER),
             bias=None if w.router_bias is None else mx.array(read_vector(w.router_bias, experts)),
-            experts=self._elsewhere(w, router) or self._experts(w, router, eps),
+            experts=self._elsewhere(w, router) or self._experts(w, router),
             shared=self._shared(w, eps),
             balanced=router.gating is not Gating.SIGMOID
             and w.router_bias is None
@@ -137,9 +135,8 @@ class TrainOps:
             w, router, lambda name, shape, squares: self._adapter(name, shape, EXPERTS, squares)
         )
 
-    def _experts(self, w: MoeWeights, router: Router, eps: float) -> ResidentExperts:
-        routed = replace(w, shared_gate=None, shared_up=None, shared_down=None)
-        stacks = cast("MlxMoe", self._ops.moe(routed, router, eps)).experts
+    def _experts(self, w: MoeWeights, router: Router) -> ResidentExperts:
+        stacks = self._ops.experts(w, router.n_experts)
         gate, up = stacks.gate, stacks.up
         if up is None:
             width = rows_of(gate) // 2
@@ -187,18 +184,6 @@ class TrainOps:
         )
         self.adapters.append(adapter)
         return adapter
-
-
-def _plain_matrix(tensor: Tensor, expected: tuple[int, int]) -> mx.array:
-    """A matrix that must hold plain floats, as float32 [rows, columns]."""
-    if tensor.type not in PLAIN:
-        raise ValueError(
-            f"tensor {tensor.name!r} has type {tensor.type.name}, expected F32; "
-            "requantize the model without quantizing this tensor"
-        )
-    check_shape(tensor, expected)
-    weight = plain_array(tensor.type, tensor.data.reshape(expected[1], row_stride(tensor)))
-    return weight.astype(mx.float32)
 
 
 def _rows(stack: Matrix, part: slice) -> Matrix:

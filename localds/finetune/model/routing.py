@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from localds.ops import Gating
-from localds.ops.mlx.routing import choose_experts
+from localds.ops.mlx.routing import choose_experts, expert_scores, expert_weights
 
 if TYPE_CHECKING:
     from localds.ops import Router
@@ -48,19 +47,7 @@ def route(logits: mx.array, bias: mx.array | None, router: Router) -> tuple[mx.a
     The bias takes part in the choice alone, which has no gradient.
     """
     ids = mx.stop_gradient(choose_experts(mx.stop_gradient(logits), bias, router)[0])
-    match router.gating:
-        case Gating.SOFTMAX:
-            scores = mx.softmax(logits, axis=-1)
-        case Gating.SIGMOID:
-            scores = mx.sigmoid(logits)
-        case Gating.SOFTMAX_SELECTED:
-            scores = logits
-    weights = mx.take_along_axis(scores, ids, axis=-1)
-    if router.gating is Gating.SOFTMAX_SELECTED:
-        weights = mx.softmax(weights, axis=-1)
-    if router.normalize:
-        weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
-    return ids, weights * router.scale
+    return ids, expert_weights(expert_scores(logits, router), ids, router)
 
 
 def count_loads(ids: mx.array, real: mx.array, experts: int) -> mx.array:

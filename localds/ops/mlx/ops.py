@@ -177,10 +177,10 @@ class MlxOps:
             )
         bias = None if w.router_bias is None else _array(w.router_bias, router.n_experts)
         choose = self._backend.router(
-            router, _float_matrix(w.router, (hidden, router.n_experts)), bias
+            router, float_matrix(w.router, (hidden, router.n_experts)), bias
         )
         self._on_loaded(w.router, w.router.nbytes)
-        tensors = _expert_tensors(w, hidden, router.n_experts)
+        tensors = expert_tensors(w, hidden, router.n_experts)
         if self._split is not None and self._split.next_slots() < router.n_experts:
             layer = self._split.layer(
                 norm=_array(w.norm, hidden),
@@ -202,6 +202,11 @@ class MlxOps:
             shared=shared,
             counter=UseCounter(router.n_experts),
         )
+
+    def experts(self, weights: MoeWeights, experts: int) -> Gated:
+        """Bring the routed experts of a layer to the device, and nothing else of it."""
+        tensors = expert_tensors(weights, vector_width(weights.norm), experts)
+        return self._stack(tensors, experts)
 
     def head(self, norm: Tensor, output: Tensor, eps: float) -> MlxHead:
         """Prepare the final norm and `output` {hidden, n_vocab}; a tied one is kept once."""
@@ -266,7 +271,7 @@ class MlxOps:
         return PlainMatrix(k_b), v_b
 
 
-def _expert_tensors(w: MoeWeights, hidden: int, experts: int) -> tuple[Tensor, ...]:
+def expert_tensors(w: MoeWeights, hidden: int, experts: int) -> tuple[Tensor, ...]:
     """Gate, up and down, or gate_up and down, checked."""
     width = dimension(w.down, 0)
     check_tensor(w.down, (width, hidden, experts))
@@ -300,7 +305,7 @@ def _array(tensor: Tensor, length: int) -> mx.array:
     return mx.array(read_vector(tensor, length))
 
 
-def _float_matrix(tensor: Tensor, expected: tuple[int, int]) -> mx.array:
+def float_matrix(tensor: Tensor, expected: tuple[int, int]) -> mx.array:
     """A matrix that must hold plain floats, as float32 [rows, columns]."""
     if tensor.type not in PLAIN:
         raise ValueError(

@@ -26,24 +26,34 @@ def choose_experts(
     logits: mx.array, bias: mx.array | None, router: Router
 ) -> tuple[mx.array, mx.array]:
     """Each token's experts uint32 and weights float32 [n, top_k], best first."""
-    match router.gating:
-        case Gating.SOFTMAX:
-            scores = mx.softmax(logits, axis=-1, precise=True)
-        case Gating.SIGMOID:
-            scores = mx.sigmoid(logits)
-        case Gating.SOFTMAX_SELECTED:
-            scores = logits
+    scores = expert_scores(logits, router)
     choice = scores if bias is None else scores + bias
     choice = mx.where(mx.isnan(choice), -mx.inf, choice)
     if router.groups > 1:
         choice = _drop_groups(choice, router)
     ids = mx.argsort(-choice, axis=-1)[:, : router.top_k]
+    return ids, expert_weights(scores, ids, router)
+
+
+def expert_scores(logits: mx.array, router: Router) -> mx.array:
+    """How well each expert [n, n_experts] does, before any bias."""
+    match router.gating:
+        case Gating.SOFTMAX:
+            return mx.softmax(logits, axis=-1, precise=True)
+        case Gating.SIGMOID:
+            return mx.sigmoid(logits)
+        case Gating.SOFTMAX_SELECTED:
+            return logits
+
+
+def expert_weights(scores: mx.array, ids: mx.array, router: Router) -> mx.array:
+    """What the experts ids [n, top_k] count, by their scores."""
     weights = mx.take_along_axis(scores, ids, axis=-1)
     if router.gating is Gating.SOFTMAX_SELECTED:
         weights = mx.softmax(weights, axis=-1, precise=True)
     if router.normalize:
         weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
-    return ids, weights * router.scale
+    return weights * router.scale
 
 
 def _drop_groups(choice: mx.array, router: Router) -> mx.array:

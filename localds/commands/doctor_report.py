@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +12,12 @@ from typing import TYPE_CHECKING
 
 from localds import __version__, _native
 from localds.hub.cache import cache_root
-from localds.memory.machine import available_memory, default_budget, total_memory
+from localds.memory.machine import (
+    available_memory,
+    default_budget,
+    processor_name,
+    total_memory,
+)
 from localds.ops.mlx_device import (
     VARIABLE,
     Gpu,
@@ -182,26 +184,12 @@ def _mlx() -> Mlx | None:
 
 def _cpu() -> Cpu:
     return Cpu(
-        name=_cpu_name() or platform.machine(),
+        name=processor_name() or platform.machine(),
         cores=_native.physical_cores("") or None,
         threads=_native.threads(),
         isas=_native.available_isas(),
         isa=_native.isa(),
     )
-
-
-def _cpu_name() -> str | None:
-    """The processor's name, as its maker writes it; None where the system does not say."""
-    if sys.platform == "darwin":
-        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        return found.stdout.strip() or None
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1].strip() if match else None
 
 
 def _folder(purpose: str, path: Path) -> Folder:

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from localds import models
 from localds.finetune.model import TrainModel
-from localds.finetune.model.offloaded_layers import OffloadedLayers
+from localds.finetune.model.offloaded_layers import offloaded_experts
 from localds.finetune.model.offloaded_model import OffloadedModel
 from localds.memory.gpu_plan import host_plan
 from localds.memory.machine import budget_for
@@ -79,7 +79,8 @@ class Build:
         )
 
     def _offloaded(self, stack: ExitStack) -> TrainModel:
-        experts = OffloadedLayers(
+        experts = offloaded_experts(
+            models.read_geometry(self._gguf),
             self._backend,
             slots=self._plan.slots,
             staging_bytes=self._plan.staging,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +42,16 @@ def total_memory(root: Path = _LINUX) -> int | None:
     """
     limits = [_installed(root), *(_limit(group) for group in _groups(root))]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def processor_name() -> str | None:
+    """The processor's name, as its maker writes it; None where the system does not say."""
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        return found.stdout.strip() or None
+    match = re.search(r"^model name\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return match[1].strip() if match else None
 
 
 def available_memory(root: Path = _LINUX) -> int | None:

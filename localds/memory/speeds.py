@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from localds import _native
 from localds.limits import Peaks
 from localds.memory.disk import measure_disk
-from localds.memory.machine import available_memory
+from localds.memory.machine import available_memory, processor_name
 from localds.settings import cache_folder, write_whole
 from localds.units import parse_size
 
@@ -183,16 +183,9 @@ def _file() -> Path:
 
 def _machine(gpu: str | None) -> str:
     """Tells machines apart by what is measured: the processor, the threads, and the GPU."""
-    return f"{_processor()}, {_native.threads()} threads, {gpu or 'no GPU'}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    return (
+        f"{processor_name() or platform.machine()}, {_native.threads()} threads, {gpu or 'no GPU'}"
+    )
 
 
 def _disk(paths: Sequence[Path]) -> list[int]:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def on_gpu() -> bool:
+    """Whether MLX computes on a GPU here. On its CPU device, `mx.compile` calls a C++ compiler."""
+    return mx.default_device() == mx.Device(mx.gpu)
+
+
 @contextmanager
 def computing(stream: mx.Stream) -> Iterator[None]:
     """Compute in `stream`. Raises `GpuError` where MLX gives up, for want of memory above all."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import mlx.core as mx
 
+from localds.ops.mlx.computing import on_gpu
 from localds.sampling import SMALLEST_TEMPERATURE
 
 if TYPE_CHECKING:
@@ -70,13 +71,11 @@ class DeviceSampler:
         are finite (1; else 0, and the id means nothing).
         """
         random = self._sampler.random() if self._rules.temperature > 0 else 0.0
-        return _chooser(self._rules, mx.default_device() == mx.Device(mx.gpu))(
-            logits, mx.array(min(random, BELOW_ONE), mx.float32)
-        )
+        return _chooser(self._rules, on_gpu())(logits, mx.array(min(random, BELOW_ONE), mx.float32))
 
 
 @lru_cache(maxsize=8)
-def _chooser(rules: Rules, on_gpu: bool) -> Choose:
+def _chooser(rules: Rules, compiled: bool) -> Choose:
     """(logits, random number) -> what `DeviceSampler` returns, in one graph on a GPU."""
 
     def choose(logits: mx.array, random: mx.array) -> mx.array:
@@ -88,8 +87,7 @@ def _chooser(rules: Rules, on_gpu: bool) -> Choose:
         finite = ((logits.view(mx.int32) & EXPONENT) != EXPONENT).all()
         return mx.stack([token, finite]).astype(mx.int32)
 
-    # On the CPU, MLX would call a C++ compiler.
-    return cast("Choose", mx.compile(choose)) if on_gpu else choose
+    return cast("Choose", mx.compile(choose)) if compiled else choose
 
 
 def _weights(logits: mx.array, rules: Rules) -> mx.array:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import mlx.core as mx
 
 from localds.ops.mlx.cache import DeviceRows
+from localds.ops.mlx.computing import on_gpu
 from localds.ops.mlx.feed_forward import MlxMoe, Routed
 from localds.ops.mlx.split import SplitMoe
 
@@ -81,9 +82,7 @@ class SegmentGraph:
             out = segment.trace(x, past, caches)
             return out, [cache.rows for cache in caches]
 
-        # On the CPU, MLX would call a C++ compiler.
-        on_gpu = mx.default_device() == mx.Device(mx.gpu)
-        self._run: Callable[..., tuple[Arrays, Arrays]] = mx.compile(trace) if on_gpu else trace
+        self._run: Callable[..., tuple[Arrays, Arrays]] = mx.compile(trace) if on_gpu() else trace
         self._segment = segment
         forwards = [layer.feed_forward for layer in segment.layers]
         self._whole = [forward for forward in forwards if isinstance(forward, MlxMoe)]

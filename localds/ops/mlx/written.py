@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from localds.memory.gpu_sizes import WRITTEN_BYTES
+from localds.ops.mlx.computing import on_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,12 +101,11 @@ def _gathered(x: mx.array, weight: mx.array, ids: mx.array) -> mx.array:
 
 
 def _fused(function: Callable[P, R]) -> Callable[P, R]:
-    """One kernel on a GPU. On the CPU, MLX would call a C++ compiler."""
+    """One kernel on a GPU."""
     compiled = mx.compile(function, shapeless=True)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        on_gpu = mx.default_device() == mx.Device(mx.gpu)
-        return (compiled if on_gpu else function)(*args, **kwargs)
+        return (compiled if on_gpu() else function)(*args, **kwargs)
 
     return call
 
